@@ -26,3 +26,8 @@ def require_share(key: str, value: float) -> None:
 def require_at_least(key: str, value: int, low: int) -> None:
     """Raise `ConfigError` unless ``low <= value < 2**31``: every count is stored in 32 bits."""
     require(low <= value < 2**31, key, value, f"a whole number >= {low} (and below 2**31)")
+
+
+def require_models(model_names: tuple[str, ...]) -> None:
+    """Raise `ConfigError` without a model to serve."""
+    require(len(model_names) >= 1, "models.names", model_names, "at least one model")

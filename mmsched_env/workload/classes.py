@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .checks import require_positive, require_share
 from .source import stream
@@ -34,8 +35,12 @@ class ClassConfig:
     def draw(self, seed: int, size: int) -> dict[str, Any]:
         """Columns ``slo_class``, ``weight``, ``slo_scale`` of `size` requests (stream "classes")."""
         batch = stream(seed, "classes").random(size) >= self.interactive_share
+        return {"slo_class": batch.astype(np.int32), **self.values(batch)}
+
+    def values(self, slo_class: NDArray[Any]) -> dict[str, Any]:
+        """Columns ``weight`` and ``slo_scale`` of requests of known class: 0 is interactive, any other batch."""
+        batch = slo_class != 0
         return {
-            "slo_class": batch.astype(np.int32),
             "weight": np.where(batch, self.batch_weight, self.interactive_weight),
             "slo_scale": np.where(batch, self.batch_slo_scale, self.interactive_slo_scale),
         }

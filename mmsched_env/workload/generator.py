@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrivals import ARRIVALS
-from .checks import require, require_at_least, require_positive, require_share
+from .checks import require, require_at_least, require_models, require_positive, require_share
 from .classes import ClassConfig
 from .lengths import OutputConfig, PromptConfig
 from .popularity import ORDERS, draw_by_share, zipf_shares
@@ -74,7 +74,7 @@ class GeneratorConfig:
     def sample(self, seed: int, model_names: tuple[str, ...]) -> RequestTrace:
         """The requests of one episode; see `TraceSource.sample`."""
         size = self.num_requests
-        require(len(model_names) >= 1, "models.names", model_names, "at least one model")
+        require_models(model_names)
         gaps = ARRIVALS[self.arrivals](stream(seed, "arrivals"), size, self.rate_per_s, self.cv)
         model = self._models(seed, len(model_names))
         cap = self.max_tokens or self.output.max

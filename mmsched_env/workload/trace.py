@@ -185,6 +185,18 @@ class RequestTrace:
         picked.validate("selected requests")
         return picked
 
+    def shift_time(self, offset_s: float) -> RequestTrace:
+        """The same requests, every arrival `offset_s` seconds later (earlier if negative).
+
+        Raises
+        ------
+        TraceError
+            A request would arrive before second 0.
+        """
+        shifted = dataclasses.replace(self, arrival_s=self.arrival_s + offset_s)
+        shifted.validate("shifted requests")
+        return shifted
+
     def rescale_time(self, factor: float) -> RequestTrace:
         """The same requests with every arrival time multiplied by `factor`; 0.5 doubles the load.
 

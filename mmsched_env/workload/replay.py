@@ -1,0 +1,136 @@
+"""What all recorded workloads share: the part of the trace that is used, its load, and what a record does not say."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmsched_env.errors import ConfigError, TraceError
+
+from .checks import require, require_at_least, require_positive
+from .classes import ClassConfig
+from .predict import PredictionConfig
+from .trace import CLASS_NAMES, RequestTrace
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """Settings of every recorded trace. A reader is a subclass with ``sample``, which ends in `replay`."""
+
+    path: str = ""
+    """where the user has the trace; none is shipped"""
+    start_s: float = 0.0
+    """leave out what arrived before this time; the episode's clock starts here"""
+    duration_s: float | None = None
+    """leave out what arrived this long after start_s or later; none: to the end"""
+    num_requests: int | None = None
+    """use the first so many requests after start_s; none: all"""
+    rate_per_s: float | None = None
+    """stretch or squeeze time to this mean rate (requests over the time from first to last); none: as recorded"""
+    min_tokens: int = 0
+    """raise shorter prompts and outputs to this, counted in the notes; 0: a length of zero is an error"""
+    max_prompt_tokens: int | None = None
+    """clip longer prompts to this, counted in the notes; none: as recorded"""
+    max_tokens: int | None = None
+    """what every request may generate and reserves KV cache for; longer outputs are clipped, counted in the notes.
+    none: the trace's own, or where it has none the largest output of the file, alike for all so that it gives no
+    length away"""
+    classes: ClassConfig = field(default_factory=ClassConfig)
+    prediction: PredictionConfig = field(default_factory=PredictionConfig)
+
+    def __post_init__(self) -> None:
+        require(0 <= self.start_s < math.inf, "workload.start_s", self.start_s, "seconds >= 0")
+        for name, unit in (("duration_s", "seconds"), ("rate_per_s", "requests per second")):
+            value = getattr(self, name)
+            if value is not None:
+                require_positive(f"workload.{name}", value, unit)
+        for name in ("num_requests", "max_prompt_tokens", "max_tokens"):
+            value = getattr(self, name)
+            if value is not None:
+                require_at_least(f"workload.{name}", value, 1)
+        require_at_least("workload.min_tokens", self.min_tokens, 0)
+        for name in ("max_prompt_tokens", "max_tokens"):
+            top = getattr(self, name)
+            require(top is None or top >= self.min_tokens, f"workload.{name}", top, f">= min_tokens={self.min_tokens}")
+        self.classes.check("workload.classes")
+        self.prediction.check("workload.prediction")
+
+    def folder_or_file(self, what: str) -> Path:
+        """The configured path, which must have been set; `what` it should name is for the message."""
+        require(self.path.strip() != "", "workload.path", self.path, what)
+        return Path(self.path).expanduser()
+
+    def replay(
+        self,
+        seed: int,
+        model_names: tuple[str, ...],
+        source: str,
+        columns: dict[str, Any],
+        class_names: tuple[str, ...] = CLASS_NAMES,
+    ) -> RequestTrace:
+        """A trace from recorded `columns` (at least arrival_s, model, prompt_tokens, output_tokens; [N] each).
+
+        What the record lacks is filled in for the whole record before the cut, so a request keeps its class and its
+        prediction wherever the cut lies.
+
+        Raises
+        ------
+        ConfigError, TraceError
+            Settings that leave nothing to replay, or data that `RequestTrace.validate` refuses.
+        """
+        columns, notes = self._limit_lengths(columns)
+        size = len(columns["arrival_s"])
+        given = columns.get("slo_class")
+        columns = {**(self.classes.draw(seed, size) if given is None else self.classes.values(given)), **columns}
+        if "predicted_tokens" not in columns:
+            lengths = (columns["output_tokens"], columns["max_tokens"])
+            columns["predicted_tokens"] = self.prediction.predict(seed, *lengths, columns["slo_class"])
+        options: dict[str, Any] = {"class_names": class_names, "notes": notes, "source": source, "first_row": 2}
+        return self._cut(RequestTrace.from_columns(model_names, **options, **columns), source)
+
+    def _limit_lengths(self, columns: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """The columns with lengths raised and clipped as configured, and a note on each that changed something."""
+        columns, notes = dict(columns), []
+
+        def limit(name: str, low: float, high: float, why: str) -> None:
+            limited = np.clip(columns[name], low, high)
+            changed = int((limited != columns[name]).sum())
+            if changed:
+                notes.append(f"{changed} of {len(limited)} {name} {why}")
+            columns[name] = limited
+
+        for name in ("prompt_tokens", "output_tokens"):
+            limit(name, self.min_tokens, math.inf, f"raised to min_tokens={self.min_tokens}")
+        if self.max_prompt_tokens is not None:
+            limit("prompt_tokens", 0, self.max_prompt_tokens, f"clipped to max_prompt_tokens={self.max_prompt_tokens}")
+        if self.max_tokens is not None:
+            limit("output_tokens", 0, self.max_tokens, f"clipped to max_tokens={self.max_tokens}")
+            columns["max_tokens"] = np.full(len(columns["output_tokens"]), self.max_tokens)
+        elif "max_tokens" not in columns:
+            columns["max_tokens"] = np.full(len(columns["output_tokens"]), columns["output_tokens"].max())
+        return columns, notes
+
+    def _cut(self, trace: RequestTrace, source: str) -> RequestTrace:
+        """The configured part of `trace`, its clock starting at ``start_s``, at the configured rate."""
+        end_s = math.inf if self.duration_s is None else self.start_s + self.duration_s
+        first, last = np.searchsorted(trace.arrival_s, (self.start_s, end_s))
+        available = int(last - first)
+        if available < (self.num_requests or 1):
+            raise TraceError(
+                f"{source}: {available} requests in [{self.start_s:g}, {end_s:g}) of {trace.arrival_s[-1]:g} s; accepted: "
+                f"at least {self.num_requests or 1}, by another workload.start_s, duration_s or num_requests"
+            )
+        part = trace.select(slice(first, first + (self.num_requests or available)))
+        part = part.shift_time(-self.start_s)
+        if self.rate_per_s is None:
+            return part
+        span_s = float(part.arrival_s[-1] - part.arrival_s[0])
+        if span_s == 0:
+            raise ConfigError(
+                f"workload.rate_per_s is {self.rate_per_s!r}; accepted: none, all arrivals are at one time"
+            )
+        return part.rescale_time(len(part) / span_s / self.rate_per_s)
