@@ -1,0 +1,133 @@
+"""A batch of simulations over the compiled kernel: what the single and the vector environment share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .action import ActionLayout
+from .config import EnvConfig
+from .costmodel.tables import CostTables, build_tables
+from .errors import ConfigError
+from .observation import BLOCKS, ObservationBuffer
+from .sim.events import EVENT
+from .sim.kernel.step import OUTCOME, reset_batch, step_batch
+from .sim.params import make_params
+from .sim.requests import check_servable, make_requests
+from .sim.state import STATE, Dims, zeros
+from .workload.trace import RequestTrace
+
+
+class Simulation:
+    """N environments: their records, traces, event logs and observation buffers.
+
+    Parameters
+    ----------
+    config
+        One configuration for all environments.
+    num_envs
+        N.
+    logging
+        Keep every environment's event log (needed for rendering and the log-based metrics).
+    """
+
+    def __init__(self, config: EnvConfig, num_envs: int, logging: bool = False) -> None:
+        self.config = config
+        self.num_envs = num_envs
+        self.logging = logging
+        self.dims = Dims.of(config.limits)
+        self.layout = ActionLayout(self.dims)
+        self.tables: CostTables = build_tables(config.cluster, config.models, config.limits.levels, config.limits.batch)
+        self.params = make_params(config, self.tables, self.dims)
+        self.state = zeros(STATE, self.dims, num_envs)
+        self.traces: list[RequestTrace | None] = [None] * num_envs
+        self.requests: Any = None  # [N, R], R = the longest trace so far
+        self.logs = np.zeros((num_envs, 1), EVENT).view(np.recarray)
+        self.outcomes = np.zeros(num_envs, OUTCOME).view(np.recarray)
+        self.buffers = (ObservationBuffer.allocate(num_envs, self.dims), ObservationBuffer.allocate(num_envs, self.dims))
+
+    @property
+    def current(self) -> ObservationBuffer:
+        """The buffer written last; the other one still holds the observation before it."""
+        return self.buffers[0]
+
+    def reset(self, env: int, trace: RequestTrace) -> None:
+        """Start a new episode of environment `env` on `trace` and write its first observation.
+
+        Raises
+        ------
+        TraceError
+            A request that fits on no GPU.
+        ConfigError
+            A trace of other models than the configuration's.
+        """
+        if trace.model_names != self.config.models.names:
+            raise ConfigError(
+                f"the trace is of models {', '.join(trace.model_names)}; accepted: {', '.join(self.config.models.names)}"
+            )
+        check_servable(trace, self.tables, self.config.cluster.kv_swap_fraction)
+        records = make_requests(trace, self.tables, self.dims, self.config.sim.ubatch_tokens)
+        self._make_room(len(trace))
+        self.requests[env, : len(trace)] = records
+        self.traces[env] = trace
+        self.state[env : env + 1] = np.zeros(1, self.state.dtype)
+        self.state["num_requests"][env] = len(trace)
+        self.state["logging"][env] = self.logging
+        one = slice(env, env + 1)
+        reset_batch(self.state[one], self.params, self.requests[one], self.logs[one], *self._blocks(one))
+
+    def step(self, actions: NDArray[np.int64]) -> Any:
+        """One action per environment. Returns the OUTCOME records (N,), overwritten by the next call.
+
+        Raises
+        ------
+        RuntimeError
+            An environment is stalled: a fault of the simulator, please report it.
+        """
+        self.buffers = self.buffers[::-1]
+        if self.logging:
+            self._make_log_room()
+        everything = slice(0, self.num_envs)
+        step_batch(
+            self.state, self.params, self.requests, self.logs, actions, self.outcomes, *self._blocks(everything)
+        )
+        if self.outcomes.stalled.any():
+            env = int(np.argmax(self.outcomes.stalled))
+            raise RuntimeError(f"environment {env} is stalled at {self.state['now'][env]} s: requests wait, nothing is legal")
+        return self.outcomes
+
+    def event_log(self, env: int) -> NDArray[np.void]:
+        """The episode's event log so far, EVENT rows in the order they happened."""
+        return np.asarray(self.logs[env, : self.state["log_length"][env]])
+
+    def episode_requests(self, env: int) -> NDArray[np.void]:
+        """The episode's REQUEST records (len(trace),)."""
+        trace = self.traces[env]
+        return np.asarray(self.requests[env, : 0 if trace is None else len(trace)])
+
+    def _blocks(self, part: slice) -> list[Any]:
+        buffer = self.current
+        return [*(buffer.records[block][part] for block in BLOCKS), buffer.mask[part]]
+
+    def _make_room(self, length: int) -> None:
+        if self.requests is None or self.requests.shape[1] < length:
+            from .sim.state import REQUEST
+
+            larger = zeros(REQUEST, self.dims, self.num_envs, length)
+            if self.requests is not None:
+                larger[:, : self.requests.shape[1]] = self.requests
+            self.requests = larger
+        self._make_log_room()
+
+    def _make_log_room(self) -> None:
+        """Room for all that one step can log: each request's own events once, an action on every seat and transfer."""
+        if not self.logging:
+            return
+        d = self.dims
+        need = int(self.state["log_length"].max()) + 4 * self.requests.shape[1] + d.I * (2 * d.B + 12)
+        if self.logs.shape[1] < need:
+            larger = np.zeros((self.num_envs, 2 * need), EVENT).view(np.recarray)
+            larger[:, : self.logs.shape[1]] = self.logs
+            self.logs = larger

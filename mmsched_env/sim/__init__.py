@@ -1,0 +1,1 @@
+"""The simulator: records (state.py), event log (events.py) and the compiled dynamics (kernel/)."""

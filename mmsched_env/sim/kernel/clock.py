@@ -1,0 +1,118 @@
+"""Time: the next event, and everything that happens at one instant, in a fixed order."""
+
+import numpy as np
+
+from .. import events
+from ..jit import compiled
+from ..state import (
+    DECODE,
+    NO_PENDING,
+    QUEUED,
+    SAME_INSTANT_S,
+    TERM_FLOW_TIME,
+    UNIT_DELAY,
+)
+from . import waiting
+from .batching import end_iterations, plan_all, share_devices
+from .logbook import record
+from .operations import end_stage, run_pending
+from .requests import end_restore, finish, start_over, start_restores
+from .transfers import delay_over, finish_unit, share_resources
+
+
+@compiled
+def next_event(s, r):
+    """Time of the next event; inf if nothing will ever happen."""
+    t = np.inf
+    for i in range(s.it_end.shape[0]):
+        t = min(t, s.it_end[i])
+    for unit in range(s.unit_end.shape[0]):
+        t = min(t, s.unit_end[unit])
+    if s.num_arrived < s.num_requests:
+        t = min(t, r[s.num_arrived].arrival_s)
+    return max(t, s.now)
+
+
+@compiled
+def let_time_pass(s, until):
+    seconds = until - s.now
+    s.terms[TERM_FLOW_TIME] += s.weight_in_system * seconds
+    for g in range(s.gpu_busy.shape[0]):
+        if s.gpu_busy[g] > 0:
+            s.gpu_busy_s[g] += seconds
+    s.now = until
+
+
+@compiled
+def advance(s, p, r, log):
+    """Run on to the next decision point. Returns False if nothing is left to happen or the time limit is reached."""
+    s.decision = 0
+    while s.decision == 0:
+        start_restores(s, p, r, log)
+        plan_all(s, p, r, log)
+        share_devices(s, p)
+        share_resources(s, p)
+        t = next_event(s, r)
+        if t > p.max_time_s:
+            let_time_pass(s, p.max_time_s)
+            return False
+        if t == np.inf:
+            return False
+        let_time_pass(s, t)
+        one_instant(s, p, r, log, t + SAME_INSTANT_S)
+    return True
+
+
+@compiled
+def one_instant(s, p, r, log, limit):
+    """Process all events up to `limit`: iteration ends, then transfers, then arrivals, each by index."""
+    for i in range(s.it_end.shape[0]):
+        if s.it_end[i] <= limit:
+            end_of_iterations(s, p, r, log, i)
+    for unit in range(s.unit_end.shape[0]):
+        if s.unit_end[unit] <= limit:
+            end_of_unit(s, p, r, log, unit)
+    while s.num_arrived < s.num_requests and r[s.num_arrived].arrival_s <= limit:
+        arrive(s, r, log)
+
+
+@compiled
+def end_of_iterations(s, p, r, log, i):
+    prompted = end_iterations(s, p, r, i)
+    if prompted >= 0 and r[prompted].first_token_s < 0.0:
+        r[prompted].first_token_s = s.now
+        record(s, log, events.FIRST_TOKEN, prompted, i, r[prompted].model, s.inst_level[i], 0.0)
+    for b in range(s.seat.shape[1]):
+        j = s.seat[i, b]
+        if j >= 0 and r[j].phase == DECODE and r[j].generated >= r[j].output_tokens:
+            finish(s, p, r, log, i, b)
+    if s.inst_pending[i] != NO_PENDING:
+        run_pending(s, p, r, log, i)
+
+
+@compiled
+def end_of_unit(s, p, r, log, unit):
+    if s.unit_phase[unit] == UNIT_DELAY:
+        if not delay_over(s, unit):
+            return
+    else:
+        finish_unit(s, unit)
+    instances = s.inst_model.shape[0]
+    if unit < instances:
+        end_stage(s, p, r, log, unit)
+    else:
+        end_restore(s, r, log, unit - instances)
+
+
+@compiled
+def arrive(s, r, log):
+    j = s.num_arrived
+    s.num_arrived += 1
+    s.num_in_system += 1
+    s.weight_in_system += r[j].weight
+    start_over(r[j])
+    r[j].phase = QUEUED
+    waiting.push(s, r, j)
+    waiting.count_arrival(s, r[j].model)
+    record(s, log, events.ARRIVE, j, -1, r[j].model, -1, 0.0)
+    s.decision = 1

@@ -1,0 +1,102 @@
+"""The way in: one decision of every environment in a batch. The single environment is a batch of one."""
+
+import numpy as np
+
+from ...observation import encode
+from ..jit import compiled, entry_point
+from .actions import apply, write_mask
+from .clock import advance
+
+OUTCOME = np.dtype(
+    [
+        ("reward", "f8"),
+        ("terminated", "u1"),  # the trace is drained
+        ("truncated", "u1"),  # time or step limit
+        ("illegal", "u1"),  # the action was not legal and counted as WAIT
+        ("stalled", "u1"),  # nothing is left to happen though requests wait: an internal error
+    ]
+)
+
+
+@compiled
+def ended(s, p):
+    return s.num_done == s.num_requests or s.now >= p.max_time_s or s.num_steps >= p.max_steps
+
+
+@compiled
+def to_decision(s, p, r, log, moved):
+    """Go on until a decision point with a choice. Returns False if the environment is stalled."""
+    while not ended(s, p):
+        if moved and write_mask(s, p, r) > 0:
+            return True
+        if not advance(s, p, r, log) and not ended(s, p):
+            return False
+        moved = True
+    write_mask(s, p, r)
+    s.mask[:] = 0
+    s.mask[0] = 1
+    return True
+
+
+@compiled
+def start(s, p):
+    """Set what is not zero in a fresh record."""
+    s.queue_head = -1
+    s.queue_tail = -1
+    s.inst_at[:] = -1
+    s.inst_model[:] = -1
+    s.seat[:] = -1
+    s.it_request[:] = -1
+    s.it_end[:] = np.inf
+    s.restore_request[:] = -1
+    s.unit_resource[:] = -1
+    s.unit_end[:] = np.inf
+
+
+@compiled
+def decide(s, p, r, log, action, outcome):
+    s.terms[:] = 0.0
+    s.num_steps += 1
+    legal = 0 <= action < s.mask.shape[0] and s.mask[action] == 1
+    outcome.illegal = 0 if legal else 1
+    if legal and action > 0:
+        apply(s, p, r, log, action)
+        alive = to_decision(s, p, r, log, True)
+    elif s.mask[0] == 1:
+        alive = to_decision(s, p, r, log, False)
+    else:
+        alive = True  # WAIT would wait for ever
+    reward = 0.0
+    for term in range(s.terms.shape[0]):
+        reward -= p.reward_weights[term] * s.terms[term]
+    outcome.reward = reward
+    outcome.terminated = 1 if s.num_done == s.num_requests else 0
+    outcome.truncated = 1 if outcome.terminated == 0 and ended(s, p) else 0
+    outcome.stalled = 0 if alive else 1
+
+
+@compiled
+def present(s, p, r, queue, instances, gpus, models, pairs, whole, mask):
+    encode(s, p, r, queue, instances, gpus, models, pairs, whole)
+    mask[:] = s.mask
+
+
+@entry_point
+def reset_batch(state, params, requests, logs, queue, instances, gpus, models, pairs, whole, mask):
+    """Bring zeroed environments to their first decision point and write their observations."""
+    for e in range(state.shape[0]):
+        s = state[e]
+        p = params[e % params.shape[0]]
+        start(s, p)
+        to_decision(s, p, requests[e], logs[e], False)
+        present(s, p, requests[e], queue[e], instances[e], gpus[e], models[e], pairs[e], whole[e], mask[e])
+
+
+@entry_point
+def step_batch(state, params, requests, logs, actions, outcomes, queue, instances, gpus, models, pairs, whole, mask):
+    """Take one action in every environment, run to its next decision point and write its observation."""
+    for e in range(state.shape[0]):
+        s = state[e]
+        p = params[e % params.shape[0]]
+        decide(s, p, requests[e], logs[e], actions[e], outcomes[e])
+        present(s, p, requests[e], queue[e], instances[e], gpus[e], models[e], pairs[e], whole[e], mask[e])

@@ -1,0 +1,68 @@
+"""`RequestTrace` -> the kernel's REQUEST records."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..costmodel.latency import unloaded_latency
+from ..costmodel.tables import CostTables, fitting_levels
+from ..errors import TraceError
+from ..workload.trace import RequestTrace
+from .state import REQUEST, Dims, zeros
+
+COPIED = (
+    "arrival_s",
+    "weight",
+    "model",
+    "slo_class",
+    "tenant",
+    "prompt_tokens",
+    "image_tokens",
+    "max_tokens",
+    "output_tokens",
+    "predicted_tokens",
+)
+
+
+def make_requests(trace: RequestTrace, tables: CostTables, dims: Dims, ubatch_tokens: int) -> Any:
+    """REQUEST records of shape (len(trace),), in their state before arrival."""
+    records = zeros(REQUEST, dims, len(trace))
+    for name in COPIED:
+        records[name] = getattr(trace, name)
+    for name in ("dispatch_s", "first_token_s", "finish_s"):
+        records[name] = -1.0
+    for name in ("instance", "level", "saved_host", "previous", "next"):
+        records[name] = -1
+
+    def unloaded(output: Any) -> Any:
+        return unloaded_latency(tables, trace.model, trace.prompt_tokens, trace.image_tokens, output, ubatch_tokens)
+
+    ttft_s, records["unloaded_s"] = unloaded(trace.output_tokens)
+    records["predicted_unloaded_s"] = unloaded(np.maximum(1, np.round(trace.predicted_tokens)).astype(np.int64))[1]
+    records["slo_ttft_s"] = np.where(np.isnan(trace.slo_ttft_s), trace.slo_scale * ttft_s, trace.slo_ttft_s)
+    records["slo_e2e_s"] = np.where(
+        np.isnan(trace.slo_e2e_s), trace.slo_scale * records["unloaded_s"], trace.slo_e2e_s
+    )
+    return records
+
+
+def check_servable(trace: RequestTrace, tables: CostTables, kv_swap_fraction: float) -> None:
+    """Every request must fit somewhere with nothing else there, or the episode could never end.
+
+    Raises
+    ------
+    TraceError
+        The first request that fits nowhere.
+    """
+    reserved = trace.prompt_tokens + trace.image_tokens + trace.max_tokens
+    for model in np.unique(trace.model):
+        rows = np.flatnonzero(trace.model == model)
+        row = rows[np.argmax(reserved[rows])]
+        if not fitting_levels(tables, kv_swap_fraction, int(reserved[row]))[model].any():
+            raise TraceError(
+                f"request {row} of model '{trace.model_names[model]}' reserves KV cache for {reserved[row]} tokens "
+                "and fits on no GPU of the cluster at any offload level; accepted: shorter prompts or max_tokens, "
+                "or more memory"
+            )
