@@ -1,0 +1,1 @@
+"""Profiles with provenance -> arrays of seconds and bytes."""

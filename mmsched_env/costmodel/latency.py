@@ -1,0 +1,95 @@
+"""Latency of a request that has the machine to itself: the yardstick of SLO targets and slowdowns."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .tables import CostTables, FloatArray, IntArray
+
+
+def unloaded_latency(
+    tables: CostTables, model: IntArray, prompt: IntArray, image: IntArray, output: IntArray, ubatch: int
+) -> tuple[FloatArray, FloatArray]:
+    """Time to first token and to last token, each [R] seconds, of each request alone.
+
+    Its model is already loaded, on each GPU at the highest level that holds weights, buffer and the request's KV, and
+    the GPU with the earliest last token counts. Batch 1, prefill in chunks of `ubatch` tokens, image tokens encoded
+    first and then part of the prompt; the prefill gives token 1, each of the other ``output - 1`` one decode iteration.
+    A request too long for every GPU is timed at the highest level that holds the weights.
+
+    Parameters
+    ----------
+    model, prompt, image, output : int arrays [R]
+        Model index, prompt tokens, image tokens, output tokens (>= 1).
+    """
+    model, prompt, image, output = (np.asarray(x, dtype=np.int64) for x in (model, prompt, image, output))
+    gpus = np.arange(tables.gpu_bytes.size)[None, :]
+    level = _highest_level(tables, model, prompt + image + output)
+    pick = (model[:, None], gpus, level)
+    context = (prompt + image)[:, None].astype(np.float64)
+    encode = image[:, None] * tables.encode_s[model]
+    ttft = encode + _prefill(tables, pick, context, ubatch)
+    steps = np.maximum(output - 1, 0)[:, None].astype(np.float64)
+    e2e = ttft + _decode(tables, pick, context, steps)
+    e2e = np.where(_holds_weights(tables)[model[:, None], gpus, level], e2e, np.inf)
+    best = e2e.argmin(axis=1)[:, None]
+    first: FloatArray = np.take_along_axis(ttft, best, axis=1)[:, 0]
+    last: FloatArray = np.take_along_axis(e2e, best, axis=1)[:, 0]
+    return first, last
+
+
+def _prefill(
+    tables: CostTables, pick: tuple[IntArray, IntArray, IntArray], tokens: FloatArray, ubatch: int
+) -> FloatArray:
+    """Seconds [R, G] of all chunks together: whole ones, then a shorter one. Over the chunks p x + p^2 / 2 adds up to
+    tokens^2 / 2, however they are cut."""
+    whole, rest = np.floor_divide(tokens, ubatch), np.mod(tokens, ubatch)
+    last = (rest > 0).astype(np.float64)
+    at_least = tables.stream_min_tokens[pick[1]]
+    chunks = whole + last
+    streamed = whole * (ubatch >= at_least) + last * (rest >= at_least)
+    streamed_tokens = whole * ubatch * (ubatch >= at_least) + rest * (rest >= at_least)
+    every = tables.iter_const + tables.gpu_base + tables.gpu_head + tables.cpu_head
+    seconds: FloatArray = (
+        chunks * every[pick]
+        + streamed * tables.stream_s[pick]
+        + streamed_tokens * tables.prefill_gpu_stream[pick]
+        + (chunks - streamed) * tables.cpu_base[pick]
+        + (tokens - streamed_tokens) * (tables.prefill_gpu + tables.prefill_cpu)[pick]
+        + (tables.gpu_attn + tables.cpu_attn)[pick] * tokens**2 / 2
+    )
+    return seconds
+
+
+def _decode(
+    tables: CostTables, pick: tuple[IntArray, IntArray, IntArray], context: FloatArray, steps: FloatArray
+) -> FloatArray:
+    """Seconds [R, G] of `steps` iterations that attend context + 1, context + 2, ... tokens."""
+    step = tables.iter_const + tables.gpu_base + tables.gpu_head + tables.cpu_base + tables.cpu_head
+    attended = steps * (context + 1) + steps * (steps - 1) / 2
+    seconds: FloatArray = steps * step[pick] + (tables.gpu_kv + tables.cpu_kv)[pick] * attended
+    return seconds
+
+
+def _highest_level(tables: CostTables, model: IntArray, tokens: IntArray) -> IntArray:
+    """Highest level [R, G] that holds weights, buffer and `tokens` of KV; else the highest that holds the weights."""
+    kv_gpu = tokens[:, None] * tables.kv_gpu_bytes[model]
+    kv_cpu = tokens[:, None] * tables.kv_cpu_bytes[model]
+    weights_fit = _holds_weights(tables)[model]
+    gpu_room = tables.gpu_bytes[:, None] - (tables.gpu_weight_bytes + tables.buffer_bytes[:, None])[model][:, None, :]
+    host_room = tables.host_bytes[tables.gpu_host][:, None] - tables.cpu_weight_bytes[model][:, None, :]
+    all_fits = weights_fit & (kv_gpu[:, None, :] <= gpu_room) & (kv_cpu[:, None, :] <= host_room)
+    usable = np.where(all_fits.any(axis=2, keepdims=True), all_fits, weights_fit)
+    levels = np.arange(usable.shape[2])
+    highest: IntArray = np.where(usable, levels, 0).max(axis=2)
+    return highest
+
+
+def _holds_weights(tables: CostTables) -> NDArray[np.bool_]:
+    """bool [M, G, K]: room for the weights and the compute buffer."""
+    gpu_need = tables.gpu_weight_bytes + tables.buffer_bytes[:, None]
+    on_gpu = gpu_need[:, None, :] <= tables.gpu_bytes[None, :, None]
+    on_host = tables.cpu_weight_bytes[:, None, :] <= tables.host_bytes[tables.gpu_host][None, :, None]
+    fits: NDArray[np.bool_] = on_gpu & on_host
+    return fits

@@ -1,0 +1,1 @@
+"""Shipped data: measurements with their sources, and the profiles fitted from them. Files only."""
