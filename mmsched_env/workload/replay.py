@@ -121,8 +121,9 @@ class ReplayConfig:
         available = int(last - first)
         if available < (self.num_requests or 1):
             raise TraceError(
-                f"{source}: {available} requests in [{self.start_s:g}, {end_s:g}) of {trace.arrival_s[-1]:g} s; accepted: "
-                f"at least {self.num_requests or 1}, by another workload.start_s, duration_s or num_requests"
+                f"{source}: {available} requests from second {self.start_s:g} to before {end_s:g}, the last one in the "
+                f"file arrives at {trace.arrival_s[-1]:g}; accepted: at least {self.num_requests or 1} "
+                "(change workload.start_s, duration_s or num_requests)"
             )
         part = trace.select(slice(first, first + (self.num_requests or available)))
         part = part.shift_time(-self.start_s)
