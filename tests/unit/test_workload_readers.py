@@ -158,11 +158,13 @@ def test_azure_shares_are_zipf_by_seed(tmp_path: Path) -> None:
 
 
 def test_azure_services_draw_apart_and_equal_times_keep_their_order(tmp_path: Path) -> None:
-    for name, context in ((CONV, 1), (CODE, 1001)):
-        (tmp_path / name).write_text(AZURE + "".join(f"2023-11-16 18:15:00,{context + i},5\n" for i in range(200)))
+    for name, service in ((CONV, 0), (CODE, 1)):
+        rows = [f"2023-11-16 18:15:{i // 20:02},{1 + i + 1000 * service},5\n" for i in range(200)]
+        (tmp_path / name).write_text(AZURE + "".join(rows))
     trace = sample("azure2023", tmp_path)
-    assert trace.prompt_tokens.tolist() == [*range(1, 201), *range(1001, 1201)]
-    assert (trace.model[:200] != trace.model[200:]).any()
+    seconds = trace.prompt_tokens.reshape(10, 2, 20)  # in each second, 20 of conv and then 20 of code
+    assert (seconds[:, 0].ravel() == np.arange(1, 201)).all() and (seconds[:, 1].ravel() == np.arange(1001, 1201)).all()
+    assert (trace.model[trace.tenant == 0] != trace.model[trace.tenant == 1]).any()
 
 
 def test_azure_min_tokens_above_every_output(azure: Path) -> None:
