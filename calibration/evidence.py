@@ -7,35 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from mmsched_env.costmodel.profile import PROFILES, FitError, load_model
-from mmsched_env.costmodel.shapes import Architecture
+from mmsched_env.costmodel.profile import FitError
 
-from . import laws
+from . import laws, loading
 from .laws import Fit
-from .measurements import Decode, Prefill, Row, Split, decode, first, number, prefill, read_rows, split
+from .measurements import Decode, Prefill, Row, Split, architecture, decode, number, prefill, read_rows, split
 
-MODELS = {
-    "LLaMA-3 8B": "llama-3-8b-f16",
-    "LLaMA-3 70B": "llama-3-70b-q4_k_m",
-    "llama 8B": "llama-3-8b-f16",
-    "Qwen2.5-Coder-14B": "qwen2.5-14b-f16",
-    "Qwen2.5-32B": "qwen2.5-32b-q4_k_m",
-    "Qwen2.5-7B": "qwen2.5-7b-f16",
-    "SmolLM2-135M": "smollm2-135m-f16",
-    "SmolLM2-360M": "smollm2-135m-f16",  # same tokenizer, all that is used of it
-    "Qwen2.5-0.5B": "qwen2.5-0.5b-f16",
-    "Llama-3.2-1B": "llama-3.2-1b-f16",
-    "Qwen2.5-3B": "qwen2.5-3b-f16",
-}
-"""model in the tables -> a profile with its shape (the row's own quantisation is used)"""
+SMALL, BIG = "LLaMA-3 8B", "LLaMA-3 70B"
 
 BOXES = {"S05": "desktop-ddr4", "S06": "desktop-ddr5", "S06b": "desktop-ddr5", "S11": "gtx-1060-box"}
 """decode sweep -> the machine it ran on"""
-
-
-def architecture(model: str) -> Architecture:
-    """Shape of a model as the tables name it."""
-    return load_model(MODELS[model], PROFILES).architecture
 
 
 @dataclass(frozen=True)
@@ -48,6 +29,7 @@ class Evidence:
     decode_errors: dict[str, FitError]
     prefill: dict[str, Fit]
     prefill_errors: dict[str, FitError]
+    width_exponent: float
     sweep: Fit
     sweep_errors: dict[str, FitError]
     cpu_const_s: float
@@ -79,15 +61,17 @@ def gather(folder: Path) -> Evidence:
     sweeps = read_rows(folder, "offload_sweeps")
     loads = read_rows(folder, "load_times")
     specs = {row["gpu"]: row for row in read_rows(folder, "gpu_specs")}
-    whole = [row for row in bench if row["model"] in ("LLaMA-3 8B", "LLaMA-3 70B")]
+    whole = [row for row in bench if row["model"] in (SMALL, BIG)]
     decodes = [decode(r, r["model"], architecture(r["model"])) for r in whole if r["test"] == "tg"]
     prefills = [prefill(r, r["model"], architecture(r["model"])) for r in whole if r["test"] == "pp"]
     decode_fit = laws.fit_linear([laws.decode_work(d) for d in decodes])
     splits = [split(r, architecture(r["model"])) for r in sweeps if r["test"] == "tg" and r["series_id"] in BOXES]
     sweep_fit, sweep_errors = _sweeps(splits, decode_fit)
-    prefill_fits, prefill_errors = _prefill(prefills, decode_fit)
-    vocab_s = _tokenizer(loads)
-    load, load_error = _load(loads, vocab_s)
+    exponents = _width_exponent(prefills, decode_fit)
+    exponent = float(np.median(list(exponents.values())))
+    prefill_fits, prefill_errors = _prefill(prefills, decode_fit, exponent)
+    vocab_s = loading.tokenizer(loads)
+    load, load_error = loading.load(loads, vocab_s)
     batch, batch_error = _batch_gpu(bench, decode_fit)
     flops, flops_error = _cpu_flops([r for r in sweeps if r["series_id"] == "S06c"])
     return Evidence(
@@ -97,6 +81,7 @@ def gather(folder: Path) -> Evidence:
         decode_errors=_decode_errors(decodes, decode_fit),
         prefill=prefill_fits,
         prefill_errors=prefill_errors,
+        width_exponent=exponent,
         sweep=sweep_fit,
         sweep_errors=sweep_errors,
         cpu_const_s=_cpu_const(bench),
@@ -109,9 +94,13 @@ def gather(folder: Path) -> Evidence:
         kv_cpu=_kv_cpu(sweeps),
         load=load,
         vocab_s=vocab_s,
-        unload=_unload(loads),
-        disk_load=_disk(loads, load[1]),
-        shared_errors={**_other_model(decodes, prefills, decode_fit), "load": load_error, "batch": batch_error},
+        unload=loading.unload(loads),
+        disk_load=loading.disk(loads, load[1]),
+        shared_errors={
+            **_other_model(decodes, prefills, decode_fit, exponents),
+            "load": load_error,
+            "batch": batch_error,
+        },
     )
 
 
@@ -121,54 +110,67 @@ def gather(folder: Path) -> Evidence:
 def _decode_errors(rows: list[Decode], fit: Fit) -> dict[str, FitError]:
     """Each GPU's rows with one generation length left out of all GPUs' rows."""
     errors = {}
-    lengths = sorted({r.tokens for r in rows})
-    without = {n: laws.fit_linear([laws.decode_work(r) for r in rows if r.tokens != n]) for n in lengths}
+    without = {
+        n: laws.fit_linear([laws.decode_work(r) for r in rows if r.tokens != n]) for n in {r.tokens for r in rows}
+    }
     for gpu in dict.fromkeys(r.gpu for r in rows):
         own = [r for r in rows if r.gpu == gpu]
         left = [laws.relative_error(laws.decode_work(r), without[r.tokens]) for r in own]
-        inside = laws.error_in_sample(own, laws.decode_work, fit)
-        errors[gpu] = FitError(len(own), inside, float(np.median(left)), "one generation length")
+        errors[gpu] = laws.fit_error(own, laws.decode_work, fit, left, "one generation length")
     return errors
 
 
-def _prefill(rows: list[Prefill], decode_fit: Fit) -> tuple[dict[str, Fit], dict[str, FitError]]:
+def _width_exponent(rows: list[Prefill], decode_fit: Fit) -> dict[str, float]:
+    """Power of the width at which the prefill rate grew from Llama 3 8B to 70B, on each GPU that ran both."""
+    exponents = {}
+    for gpu in dict.fromkeys(r.gpu for r in rows if r.model == BIG):
+        pair = {}
+        for model in (SMALL, BIG):
+            own = [r for r in rows if (r.gpu, r.model, r.quant) == (gpu, model, "q4_k_m")]
+            fit = laws.fit_linear([laws.prefill_work(r, decode_fit, 0.0) for r in own])
+            pair[model] = (own[0].width, fit.coefficients["compute q4_k_m"])
+        exponents[gpu] = float(np.log(pair[SMALL][1] / pair[BIG][1]) / np.log(pair[BIG][0] / pair[SMALL][0]))
+    return exponents
+
+
+def _prefill(rows: list[Prefill], decode_fit: Fit, exponent: float) -> tuple[dict[str, Fit], dict[str, FitError]]:
     fits, errors = {}, {}
 
     def work(row: Prefill) -> tuple[dict[str, float], float]:
-        return laws.prefill_work(row, decode_fit)
+        return laws.prefill_work(row, decode_fit, exponent)
 
     for gpu in dict.fromkeys(r.gpu for r in rows):
         own = [r for r in rows if r.gpu == gpu]
         fits[gpu] = laws.fit_linear([work(r) for r in own])
-        left = laws.error_left_out(own, work, lambda r: r.tokens)
-        errors[gpu] = FitError(len(own), laws.error_in_sample(own, work, fits[gpu]), left, "one prompt length")
+        left = laws.errors_left_out(own, work, lambda r: r.tokens)
+        errors[gpu] = laws.fit_error(own, work, fits[gpu], left, "one prompt length")
     return fits, errors
 
 
-def _other_model(decodes: list[Decode], prefills: list[Prefill], fit: Fit) -> dict[str, FitError]:
+def _other_model(
+    decodes: list[Decode], prefills: list[Prefill], decode_fit: Fit, exponents: dict[str, float]
+) -> dict[str, FitError]:
     """The 70B rows of each GPU that ran them, predicted from its 8B rows and the other GPUs: the transfer to another
     model that every unmeasured pair relies on."""
-    big = "LLaMA-3 70B"
-    gpus = list(dict.fromkeys(r.gpu for r in decodes if r.model == big))
-    decode_left, prefill_left = [], []
-    for gpu in gpus:
-        without = laws.fit_linear([laws.decode_work(r) for r in decodes if (r.gpu, r.model) != (gpu, big)])
-        held = [r for r in decodes if (r.gpu, r.model) == (gpu, big)]
-        decode_left += [laws.relative_error(laws.decode_work(r), without) for r in held]
+    decode_left, decode_big = [], [r for r in decodes if r.model == BIG]
+    prefill_left, prefill_in, prefill_big = [], [], [r for r in prefills if r.model == BIG]
+    for gpu in exponents:
+        exponent = float(np.median([e for other, e in exponents.items() if other != gpu]))
+        without = laws.fit_linear([laws.decode_work(r) for r in decodes if (r.gpu, r.model) != (gpu, BIG)])
         own = [r for r in prefills if r.gpu == gpu]
-        small = laws.fit_linear([laws.prefill_work(r, without) for r in own if r.model != big])
-        prefill_left += [laws.relative_error(laws.prefill_work(r, without), small) for r in own if r.model == big]
-    inside = laws.error_in_sample([r for r in decodes if r.model == big], laws.decode_work, fit)
-    what = f"Llama 3 70B, on the {len(gpus)} GPUs that ran it"
-    prefill_all = {gpu: laws.fit_linear([laws.prefill_work(r, fit) for r in prefills if r.gpu == gpu]) for gpu in gpus}
-    prefill_in = [
-        laws.relative_error(laws.prefill_work(r, fit), prefill_all[r.gpu]) for r in prefills if r.model == big
-    ]
+        small = laws.fit_linear([laws.prefill_work(r, without, exponent) for r in own if r.model == SMALL])
+        decode_left += [laws.relative_error(laws.decode_work(r), without) for r in decode_big if r.gpu == gpu]
+        held = [laws.prefill_work(r, without, exponent) for r in own if r.model == BIG]
+        prefill_left += [laws.relative_error(work, small) for work in held]
+        whole = laws.fit_linear([laws.prefill_work(r, decode_fit, exponent) for r in own])
+        prefill_in += [
+            laws.relative_error(laws.prefill_work(r, decode_fit, exponent), whole) for r in own if r.model == BIG
+        ]
+    what = f"Llama 3 70B, on the {len(exponents)} GPUs that ran it"
+    median_in, median_left = float(np.median(prefill_in)), float(np.median(prefill_left))
     return {
-        "decode_other_model": FitError(len(decode_left), inside, float(np.median(decode_left)), what),
-        "prefill_other_model": FitError(
-            len(prefill_left), float(np.median(prefill_in)), float(np.median(prefill_left)), what
-        ),
+        "decode_other_model": laws.fit_error(decode_big, laws.decode_work, decode_fit, decode_left, what),
+        "prefill_other_model": FitError(len(prefill_big), median_in, median_left, max(prefill_left), what),
     }
 
 
@@ -183,7 +185,8 @@ def _batch_gpu(bench: list[Row], decode_fit: Fit) -> tuple[dict[float, float], F
         log_errors += [abs(np.expm1(np.mean([o for o in logs if o != x]) - x)) for x in logs if len(logs) > 1]
     inside = [abs(table[b] / t - 1) for s in series for b, t in s.items() if b > 1]
     rows = sum(len(s) for s in series)
-    return table, FitError(rows, float(np.median(inside)), float(np.median(log_errors)), "one batch series")
+    left, worst = float(np.median(log_errors)), float(max(log_errors))
+    return table, FitError(rows, float(np.median(inside)), left, worst, "one batch series")
 
 
 def _batch_series(bench: list[Row], decode_fit: Fit) -> list[dict[float, float]]:
@@ -223,9 +226,8 @@ def _sweeps(rows: list[Split], decode_fit: Fit) -> tuple[Fit, dict[str, FitError
     errors = {}
     for box in dict.fromkeys(BOXES.values()):
         own = [r for r in rows if BOXES[r.series] == box]
-        inside = laws.error_in_sample(own, work, fit)
-        left = laws.error_left_out(own, work, lambda r: (r.series, r.units_on_gpu))
-        errors[box] = FitError(len(own), inside, left, "one n_gpu_layers setting")
+        left = laws.errors_left_out(own, work, lambda r: (r.series, r.units_on_gpu))
+        errors[box] = laws.fit_error(own, work, fit, left, "one n_gpu_layers setting")
     return fit, errors
 
 
@@ -248,9 +250,8 @@ def _cpu_flops(rows: list[Row]) -> tuple[float, FitError]:
         return {"cpu": row.cpu_layer_flops, "all": 1.0}, row.seconds
 
     fit = laws.fit_linear([work(r) for r in splits])
-    left = laws.error_left_out(splits, work, lambda r: r.units_on_gpu)
-    error = FitError(len(splits), laws.error_in_sample(splits, work, fit), left, "one n_gpu_layers setting")
-    return 1 / fit.coefficients["cpu"], error
+    left = laws.errors_left_out(splits, work, lambda r: r.units_on_gpu)
+    return 1 / fit.coefficients["cpu"], laws.fit_error(splits, work, fit, left, "one n_gpu_layers setting")
 
 
 def _batch_cpu(bench: list[Row]) -> dict[float, float]:
@@ -272,55 +273,3 @@ def _kv_cpu(sweeps: list[Row]) -> float:
         per_layer[series] = -laws.line([float(r["n_gpu_layers"]) for r in rows], times)[0]
         depth = max(float(r["depth"]) for r in rows)
     return KV_LAYER_BYTES * depth / (per_layer["S21d"] - per_layer["S21"])
-
-
-# -- loading -----------------------------------------------------------------------------------------------------------
-
-RELOAD_SHARE = 0.985
-"""of the source paper's preemption time is reloading weights ("more than"); the rest bounds unloading and KV moves"""
-
-
-def _tokenizer(loads: list[Row]) -> float:
-    """Seconds per vocabulary entry: warm memory-mapped loads copy nothing, so that the tokenizer is what is left."""
-    rows = [r for r in loads if r["gpu"] == "none (CPU)"]
-    return float(np.median([number(r, "seconds") / architecture(r["model"]).vocab for r in rows]))
-
-
-def _preemptions(loads: list[Row]) -> list[tuple[float, float]]:
-    """(weight bytes, seconds) of the paper's cheapest and dearest preemption, taken to be its smallest and largest
-    model: the source gives the two ends of a range, not which model they belong to."""
-    ends = {"lowest": "qwen2.5-3b-f16", "highest": "qwen2.5-14b-f16"}
-    rows = [(m, first((r for r in loads if end in r["operation"]), f"{end} preemption")) for end, m in ends.items()]
-    return [(float(load_model(m, PROFILES).file_bytes), number(row, "seconds")) for m, row in rows]
-
-
-def _load(loads: list[Row], vocab_s: float) -> tuple[tuple[float, float], FitError]:
-    """Fixed seconds and bytes/s of a load from host RAM, tokenizer apart."""
-    tokenizer = vocab_s * architecture("Qwen2.5-3B").vocab
-    points = [(size, RELOAD_SHARE * s - tokenizer) for size, s in _preemptions(loads)]
-    ollama = first((r for r in loads if r["engine"] == "Ollama"), "a load by Ollama")
-    points.append((number(ollama, "size_gb") * 1e9, number(ollama, "seconds") - tokenizer))
-
-    def work(point: tuple[float, float]) -> tuple[dict[str, float], float]:
-        return {"const": 1.0, "byte": point[0]}, point[1]
-
-    fit = laws.fit_linear([work(p) for p in points])
-    left = laws.error_left_out(points, work, lambda p: p)
-    error = FitError(len(points), laws.error_in_sample(points, work, fit), left, "one load")
-    return (fit.coefficients["const"], 1 / fit.coefficients["byte"]), error
-
-
-def _unload(loads: list[Row]) -> tuple[float, float]:
-    """Upper bound: all of the paper's preemption time that is not reload."""
-    points = _preemptions(loads)
-    slope, fixed = laws.line([size for size, _ in points], [(1 - RELOAD_SHARE) * s for _, s in points])
-    return fixed, 1 / slope
-
-
-def _disk(loads: list[Row], load_rate: float) -> float:
-    """Bytes/s of one cold load from disk: the slope over model size, less the copy to the GPU that follows."""
-    params = {"Llama-2-13B": 13.02e9, "OPT-30B": 29.97e9, "LLaMA-2-70B": 68.98e9}
-    rows = [r for r in loads if r["model"] in params]
-    work = [({"const": 1.0, "byte": 2 * params[r["model"]]}, number(r, "seconds")) for r in rows]
-    per_byte = laws.fit_linear(work).coefficients["byte"] - 1 / load_rate
-    return 1 / per_byte

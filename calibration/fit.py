@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from mmsched_env.costmodel.number import Curve, Number
@@ -63,7 +62,7 @@ def fit_all(measurements: Path) -> list[tuple[str, GpuProfile | HostProfile]]:
 def summary(profile: GpuProfile | HostProfile) -> str:
     """One line: what was fitted, how many rows, error in sample and left out."""
     parts = [
-        f"{key} {e.in_sample:.1%} in sample, {e.leave_out:.1%} left out ({e.rows} rows)"
+        f"{key} {e.in_sample:.1%} in sample, {e.leave_out:.1%} left out (worst {e.worst:.0%}, {e.rows} rows)"
         for key, e in profile.errors.items()
     ]
     return f"{profile.name}: {'; '.join(parts) if parts else 'nothing measured: predicted and assumed numbers only'}"
@@ -112,11 +111,8 @@ def _inline(number: Number | Curve) -> str:
 
 
 def _error(error: FitError) -> str:
-    values = asdict(error)
-    return (
-        f"{{rows: {values['rows']}, in_sample: {error.in_sample:.4f}, leave_out: {error.leave_out:.4f}, "
-        f'left_out: "{error.left_out}"}}'
-    )
+    shares = ", ".join(f"{key}: {getattr(error, key):.4f}" for key in ("in_sample", "leave_out", "worst"))
+    return f'{{rows: {error.rows}, {shares}, left_out: "{error.left_out}"}}'
 
 
 def _digits(value: float) -> str:

@@ -9,8 +9,8 @@ import numpy as np
 from mmsched_env.costmodel.number import Curve, Number
 from mmsched_env.costmodel.profile import FitError, GpuProfile
 
-from .evidence import Evidence, architecture
-from .measurements import first, number
+from .evidence import Evidence
+from .measurements import architecture, first, number
 from .sources import BATCH_SOURCES, GIB, LLAMA_TABLES, OWN_CPU, PAPER, SWEEP_4090, SWEEP_5060TI
 
 QUANTS = ("f16", "q4_k_m")
@@ -46,6 +46,9 @@ def gpu_profile(name: str, label: str, found: Evidence) -> GpuProfile:
             f"shared by all GPUs: mean of three series; {BATCH_SOURCES}",
         ),
         compute=compute,
+        width_exponent=Number(
+            found.width_exponent, "relative", "fitted", f"Llama 3 8B against 70B, median over 4 GPUs; {LLAMA_TABLES}"
+        ),
         attention=attention,
         stream=_stream(label, found),
         stream_min_tokens=Number(32, "tokens", "imported", "llama.cpp's rule: smaller batches stay on the CPU"),

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
+from mmsched_env.costmodel.profile import FitError
+
 from .measurements import Decode, Prefill, Split
 
 FloatArray = NDArray[np.float64]
@@ -47,29 +49,28 @@ def fit_linear(rows: Sequence[tuple[dict[str, float], float]]) -> Fit:
     return Fit(dict(zip(names, (solution.x / scale).tolist(), strict=True)))
 
 
-def error_in_sample(items: Sequence[Item], work: Callable[[Item], tuple[dict[str, float], float]], fit: Fit) -> float:
-    """Median absolute relative error of the fit on its own rows."""
-    return _median_error([work(i) for i in items], fit)
+Work = Callable[[Item], tuple[dict[str, float], float]]
+"""a measurement -> work by coefficient, and seconds"""
 
 
-def error_left_out(
-    items: Sequence[Item],
-    work: Callable[[Item], tuple[dict[str, float], float]],
-    group: Callable[[Item], Hashable],
-) -> float:
-    """Median absolute relative error of each group's rows, predicted from a fit without them."""
+def relative_error(row: tuple[dict[str, float], float], fit: Fit) -> float:
+    """Absolute relative error of one row."""
+    return abs(fit.seconds(row[0]) / row[1] - 1)
+
+
+def errors_left_out(items: Sequence[Item], work: Work[Item], group: Callable[[Item], Hashable]) -> list[float]:
+    """Error of each group's rows, predicted from a fit without them."""
     errors: list[float] = []
     for left in dict.fromkeys(group(i) for i in items):
-        kept = [work(i) for i in items if group(i) != left]
-        fit = fit_linear(kept)
-        held = [work(i) for i in items if group(i) == left]
-        known = [(w, s) for w, s in held if set(w) <= set(fit.coefficients)]
-        errors += [abs(fit.seconds(w) / s - 1) for w, s in known]
-    return float(np.median(errors))
+        fit = fit_linear([work(i) for i in items if group(i) != left])
+        errors += [relative_error(work(i), fit) for i in items if group(i) == left]
+    return errors
 
 
-def _median_error(rows: Sequence[tuple[dict[str, float], float]], fit: Fit) -> float:
-    return float(np.median([abs(fit.seconds(work) / seconds - 1) for work, seconds in rows]))
+def fit_error(items: Sequence[Item], work: Work[Item], fit: Fit, left: Sequence[float], what: str) -> FitError:
+    """Summary of the errors of `items`: in the fit, and left out of it."""
+    inside = [relative_error(work(i), fit) for i in items]
+    return FitError(len(items), float(np.median(inside)), float(np.median(left)), float(np.max(left)), what)
 
 
 # -- the laws ----------------------------------------------------------------------------------------------------------
@@ -85,11 +86,11 @@ def decode_work(item: Decode) -> tuple[dict[str, float], float]:
     return work, item.seconds
 
 
-def prefill_work(item: Prefill, decode_fit: Fit) -> tuple[dict[str, float], float]:
-    """Arithmetic net of what every chunk pays anyway: launches and one read of the weights."""
+def prefill_work(item: Prefill, decode_fit: Fit, exponent: float) -> tuple[dict[str, float], float]:
+    """Arithmetic at a rate that grows with width, net of what every chunk pays: launches and a read of the weights."""
     read_s = decode_fit.coefficients[f"read {item.gpu} {item.quant}"]
     chunk_s = item.layers * decode_fit.coefficients["layer"] + item.weight_bytes * read_s
-    work = {f"compute {item.quant}": item.flops, "attention": item.attention_flops}
+    work = {f"compute {item.quant}": item.flops / item.width**exponent, "attention": item.attention_flops}
     return work, max(item.seconds - item.chunks * chunk_s, 1e-9)
 
 
@@ -105,8 +106,3 @@ def line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
     """Least-squares (slope, intercept)."""
     slope, intercept = np.polyfit(np.array(x), np.array(y), 1)
     return float(slope), float(intercept)
-
-
-def relative_error(row: tuple[dict[str, float], float], fit: Fit) -> float:
-    """Absolute relative error of one row."""
-    return abs(fit.seconds(row[0]) / row[1] - 1)

@@ -9,9 +9,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from mmsched_env.costmodel.roofline import UBATCH
+from mmsched_env.costmodel.profile import PROFILES, load_model
+from mmsched_env.costmodel.roofline import REFERENCE_WIDTH, UBATCH
 from mmsched_env.costmodel.shapes import Architecture
 from mmsched_env.errors import ConfigError
+
+MODELS = {
+    "LLaMA-3 8B": "llama-3-8b-f16",
+    "LLaMA-3 70B": "llama-3-70b-q4_k_m",
+    "llama 8B": "llama-3-8b-f16",
+    "Qwen2.5-Coder-14B": "qwen2.5-14b-f16",
+    "Qwen2.5-32B": "qwen2.5-32b-q4_k_m",
+    "Qwen2.5-7B": "qwen2.5-7b-f16",
+    "SmolLM2-135M": "smollm2-135m-f16",
+    "SmolLM2-360M": "smollm2-135m-f16",  # same tokenizer, all that is used of it
+    "Qwen2.5-0.5B": "qwen2.5-0.5b-f16",
+    "Llama-3.2-1B": "llama-3.2-1b-f16",
+    "Qwen2.5-3B": "qwen2.5-3b-f16",
+}
+"""model in the tables -> a profile with its shape (the row's own quantisation is used)"""
 
 Row = dict[str, str]
 Item = TypeVar("Item")
@@ -27,6 +43,11 @@ def read_rows(folder: Path, name: str) -> list[Row]:
     if not rows:
         raise ConfigError(f"{path}: no rows; accepted: one measurement a row below the header")
     return rows
+
+
+def architecture(model: str) -> Architecture:
+    """Shape of a model as the tables name it."""
+    return load_model(MODELS[model], PROFILES).architecture
 
 
 def first(found: Iterator[Item], what: str) -> Item:
@@ -73,6 +94,8 @@ class Prefill:
     seconds: float
     chunks: int
     layers: int
+    width: float
+    """hidden size over that of the reference model"""
     weight_bytes: float
     """read once per chunk"""
     flops: float
@@ -114,6 +137,7 @@ def prefill(row: Row, model: str, arch: Architecture) -> Prefill:
         seconds=tokens / number(row, "tokens_per_s"),
         chunks=-(-tokens // UBATCH),
         layers=arch.layers,
+        width=arch.hidden / REFERENCE_WIDTH,
         weight_bytes=arch.layers * arch.layer_bytes(quant) + arch.head_bytes(quant),
         flops=float(tokens * arch.layers * arch.layer_flops),
         attention_flops=arch.layers * arch.attention_flops * tokens**2 / 2,

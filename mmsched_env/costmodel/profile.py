@@ -27,11 +27,12 @@ Profile = TypeVar("Profile", "GpuProfile", "HostProfile")
 
 @dataclass(frozen=True)
 class FitError:
-    """Relative error on time (median of absolute values) over `rows` measurements, and with each group left out."""
+    """Relative error on time over `rows` measurements: medians of absolute values, and the worst one left out."""
 
     rows: int
     in_sample: float
     leave_out: float
+    worst: float
     left_out: str
     """what one left-out group is"""
 
@@ -55,6 +56,8 @@ class GpuProfile:
     batch: Annotated[Curve, "relative"]
     compute: Annotated[dict[str, Number], "FLOP/s"]
     """prefill arithmetic, by quantisation"""
+    width_exponent: Annotated[Number, "relative"]
+    """how the prefill rate grows with the model's width: power of hidden / 4096 (wide matrices use a GPU better)"""
     attention: Annotated[Number, "FLOP/s"]
     stream: Annotated[Number, "B/s"]
     """weights of CPU layers streamed to the GPU in prefill"""

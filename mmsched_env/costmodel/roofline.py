@@ -19,6 +19,9 @@ from .profile import GpuProfile, HostProfile, ModelProfile
 UBATCH = 512
 """tokens of a prefill chunk in the engine that was measured"""
 
+REFERENCE_WIDTH = 4096
+"""hidden size of the model whose prefill rates the profiles state"""
+
 
 def units(model: ModelProfile) -> int:
     """Offload units: the layers, then the output head."""
@@ -72,7 +75,7 @@ def prefill_costs(model: ModelProfile, gpu: GpuProfile, host: HostProfile, on_gp
     arch = model.architecture
     gpu_layers = min(on_gpu, arch.layers)
     cpu_layers = arch.layers - gpu_layers
-    compute = _rate(gpu.compute, model, gpu.name)
+    compute = _rate(gpu.compute, model, gpu.name) * (arch.hidden / REFERENCE_WIDTH) ** gpu.width_exponent.value
     pair_s = arch.attention_flops / gpu.attention.value
     # Attention of a CPU layer runs on the GPU too; its KV cache crosses the link once per chunk.
     kv_copy_s = arch.kv_layer_bytes / (gpu.stream.value * UBATCH)

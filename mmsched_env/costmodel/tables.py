@@ -45,10 +45,10 @@ class CostTables:
 
     # -- residency, per model and level
     num_units: IntArray  # [M] layers + 1 (the output head, last)
-    units_on_gpu: IntArray  # [M, K] round(level * num_units)
-    gpu_weight_bytes: IntArray  # [M, K] weights of the resident units
+    units_on_gpu: IntArray  # [M, K] level * num_units, halves rounded up
+    gpu_weight_bytes: IntArray  # [M, K] weights of the resident units, and the image encoder at every level
     cpu_weight_bytes: IntArray  # [M, K] weights of the units in host RAM
-    file_bytes: IntArray  # [M] all weights, what a cold load reads from disk
+    file_bytes: IntArray  # [M] all weights, what a cold load reads from disk (an untied input embedding included)
     buffer_bytes: IntArray  # [M] compute buffer held on the GPU by every instance
     kv_gpu_bytes: IntArray  # [M, K] KV bytes per context token on the GPU
     kv_cpu_bytes: IntArray  # [M, K] KV bytes per context token in host RAM

@@ -1,0 +1,196 @@
+"""The cost tables: published figures reproduced, invariants of the arrays, the paper's findings, unloaded latency."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+
+import numpy as np
+import pytest
+
+from mmsched_env.config import ClusterConfig, ModelsConfig
+from mmsched_env.costmodel import roofline
+from mmsched_env.costmodel.latency import unloaded_latency
+from mmsched_env.costmodel.number import Curve
+from mmsched_env.costmodel.profile import PROFILES, catalogue, load_model
+from mmsched_env.costmodel.tables import CostTables, build_tables, fitting_levels
+from mmsched_env.errors import ConfigError
+
+LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
+GPU_OF = {"RTX A6000": 0, "RTX 5000 Ada": 1, "RTX 4090": 2}
+MODEL_OF = {"Q4_K_M": 0, "F16": 1}
+
+
+@pytest.fixture(scope="module")
+def default() -> CostTables:
+    return build_tables(ClusterConfig(), ModelsConfig(), LEVELS, 16)
+
+
+@pytest.fixture(scope="module")
+def llama() -> CostTables:
+    return build_tables(ClusterConfig(), ModelsConfig(("llama-3-8b-q4_k_m", "llama-3-8b-f16")), LEVELS, 16)
+
+
+def published(test: str) -> list[tuple[int, int, int, float]]:
+    """(model, gpu, tokens, tokens/s) of the Llama 3 8B rows on GPUs of the default cluster."""
+    with (PROFILES.parent / "measurements" / "decode_prefill.csv").open(newline="") as file:
+        rows = [r for r in csv.DictReader(file) if r["model"] == "LLaMA-3 8B" and r["gpu"] in GPU_OF]
+    picked = [r for r in rows if r["test"] == test]
+    assert len(picked) == 24
+    return [(MODEL_OF[r["quant"]], GPU_OF[r["gpu"]], int(r["n_tokens"]), float(r["tokens_per_s"])) for r in picked]
+
+
+def test_published_decode_rates_are_reproduced(llama: CostTables) -> None:
+    for m, g, tokens, rate in published("tg"):
+        pick = (m, g, -1)
+        step = llama.iter_const[pick] + llama.gpu_base[pick] + llama.gpu_head[pick]
+        mean_context = (tokens + 1) / 2
+        assert 1 / (step + llama.gpu_kv[pick] * mean_context) == pytest.approx(rate, rel=0.03)
+
+
+def test_published_prefill_rates_are_reproduced(llama: CostTables) -> None:
+    for m, g, tokens, rate in published("pp"):
+        pick = (m, g, -1)
+        chunk = llama.iter_const[pick] + llama.gpu_base[pick] + llama.gpu_head[pick]
+        seconds = tokens / 512 * chunk + tokens * llama.prefill_gpu[pick] + llama.gpu_attn[pick] * tokens**2 / 2
+        assert tokens / seconds == pytest.approx(rate, rel=0.10)
+
+
+def test_paper_preemption_costs(default: CostTables) -> None:
+    """Reloading Qwen2.5 3B and 14B at F16 on the paper's GPUs: 2.6 and 7.3 s."""
+    tables = build_tables(
+        ClusterConfig(gpus=("rtx-a6000-48gb",), gpu_hosts=(0,)),
+        ModelsConfig(("qwen2.5-3b-f16", "qwen2.5-14b-f16")),
+        LEVELS,
+        1,
+    )
+    reload = tables.init_s[:, 0] + tables.gpu_weight_bytes[:, -1] / tables.link_in_cap[:, 0] + tables.unload_s[:, 0, -1]
+    np.testing.assert_allclose(reload, [2.6, 7.3], rtol=0.05)
+
+
+def test_arrays_are_finite_and_positive_where_physical(default: CostTables) -> None:
+    for f in dataclasses.fields(default):
+        array = getattr(default, f.name)
+        assert np.isfinite(array).all() and (array >= 0).all(), f.name
+    for name in ("iter_const", "unload_s", "init_s", "link_in_cap", "disk_cap", "kv_in_cap", "kv_out_cap", "save_s"):
+        assert (getattr(default, name) > 0).all(), name
+    assert (default.prefill_gpu_stream > 0).all() and (default.gpu_base[:, :, 1:] > 0).all()
+    assert (default.cpu_base[:, :, :-1] > 0).all() and (default.cpu_base[:, :, -1] == 0).all()
+
+
+def test_shapes_and_types(default: CostTables) -> None:
+    m, g, k, b, h = 7, 4, 5, 16, 2
+    assert default.gpu_weight_bytes.shape == (m, k) and default.iter_const.shape == (m, g, k)
+    assert default.batch_gpu.shape == default.batch_cpu.shape == (m, g, b)
+    assert default.host_bytes.shape == (h,) and default.encode_s.shape == (m, g)
+    integers = ("num_units", "units_on_gpu", "gpu_weight_bytes", "gpu_bytes", "gpu_host", "stream_min_tokens")
+    assert all(getattr(default, name).dtype == np.int64 for name in integers)
+
+
+def test_both_sides_add_up_to_the_file(default: CostTables) -> None:
+    for m, name in enumerate(ModelsConfig().names):
+        model = load_model(name)
+        both = default.gpu_weight_bytes[m] + default.cpu_weight_bytes[m]
+        rest = model.architecture.embedding_bytes(model.quant)
+        np.testing.assert_allclose(both + rest, default.file_bytes[m], rtol=1e-8)
+        assert np.ptp(default.kv_gpu_bytes[m] + default.kv_cpu_bytes[m]) == 0
+        assert default.units_on_gpu[m, 0] == 0 and default.units_on_gpu[m, -1] == default.num_units[m]
+
+
+def test_work_is_conserved_over_levels(default: CostTables) -> None:
+    """Layers move from one side to the other: each side's time is linear in its own layers, the head on one side."""
+    layers = np.minimum(default.units_on_gpu, default.num_units[:, None] - 1)[:, None, :]
+    per_layer = default.gpu_base[:, :, -1:] / layers[:, :, -1:]
+    np.testing.assert_allclose(default.gpu_base, per_layer * layers)
+    assert ((default.gpu_head > 0) != (default.cpu_head > 0)).all()
+
+
+def test_offloading_hurts_and_hurts_more_than_linearly(default: CostTables) -> None:
+    """The paper's first finding: decode rate falls with every layer that leaves, most with the first ones."""
+    step = default.iter_const + default.gpu_base + default.gpu_head + default.cpu_base + default.cpu_head
+    rate = 1 / step
+    assert (np.diff(rate, axis=2) > 0).all()
+    assert (np.diff(rate, axis=2)[:, :, -1] > 2 * np.diff(rate, axis=2)[:, :, 0]).all()
+
+
+def test_only_the_vision_model_encodes_images(default: CostTables) -> None:
+    vision = np.array(["-vl-" in name for name in ModelsConfig().names])
+    assert (default.encode_s[vision] > 0).all() and (default.encode_s[~vision] == 0).all()
+    assert (default.gpu_weight_bytes[vision, 0] > 0).all() and (default.gpu_weight_bytes[~vision, 0] == 0).all()
+
+
+def test_model_that_fits_nowhere_is_refused() -> None:
+    cluster = ClusterConfig(gpus=("rtx-3060-12gb",), hosts=("desktop-ddr4",), gpu_hosts=(0,), kv_swap_fraction=0.6)
+    with pytest.raises(ConfigError, match=r"models\.names\[0\] 'llama-2-70b-q4_k_m' fits on no GPU"):
+        build_tables(cluster, ModelsConfig(("llama-2-70b-q4_k_m",)), (0.0, 1.0), 4)
+    roomy = dataclasses.replace(cluster, kv_swap_fraction=0.25)
+    tables = build_tables(roomy, ModelsConfig(("llama-2-70b-q4_k_m",)), (0.0, 1.0), 4)
+    assert fitting_levels(tables, 0.25).tolist() == [[[True, False]]]
+
+
+def test_every_catalogue_entry_can_be_used() -> None:
+    names = catalogue()
+    cluster = ClusterConfig(tuple(names["gpu"]), tuple(names["host"]), tuple(0 for _ in names["gpu"]), 0.0)
+    small = tuple(n for n in names["model"] if load_model(n).file_bytes < 50e9)
+    tables = build_tables(cluster, ModelsConfig(small), LEVELS, 64)
+    assert all(np.isfinite(getattr(tables, f.name)).all() for f in dataclasses.fields(tables))
+
+
+def test_batch_table_interpolates_and_extrapolates() -> None:
+    curve = Curve(((1.0, 1.0), (2.0, 3.0), (4.0, 4.0)), "relative", "assumed", "test")
+    np.testing.assert_allclose(roofline.batch_table(curve, 6), [1, 3, 3.5, 4, 4.5, 5])
+    np.testing.assert_allclose(roofline.batch_table(curve, 1), [1])
+
+
+def test_level_units_round_halves_up() -> None:
+    assert [roofline.level_units(level, 17) for level in (0, 0.25, 0.5, 0.75, 1)] == [0, 4, 9, 13, 17]
+
+
+# -- unloaded latency --------------------------------------------------------------------------------------------------
+
+
+def by_loop(t: CostTables, m: int, g: int, k: int, context: int, output: int, ubatch: int) -> tuple[float, float]:
+    """The contract of CostTables followed token by token."""
+    pick, done, first = (m, g, k), 0, 0.0
+    while done < context:
+        p = min(ubatch, context - done)
+        a = p * done + p * p / 2
+        first += t.iter_const[pick] + t.gpu_base[pick] + t.gpu_head[pick] + t.cpu_head[pick]
+        first += (t.gpu_attn[pick] + t.cpu_attn[pick]) * a
+        if p >= t.stream_min_tokens[g]:
+            first += t.stream_s[pick] + p * t.prefill_gpu_stream[pick]
+        else:
+            first += t.cpu_base[pick] + p * (t.prefill_gpu[pick] + t.prefill_cpu[pick])
+        done += p
+    total = first
+    for i in range(output - 1):
+        step = t.iter_const[pick] + t.gpu_base[pick] * t.batch_gpu[m, g, 0] + t.gpu_head[pick]
+        step += t.cpu_base[pick] * t.batch_cpu[m, g, 0] + t.cpu_head[pick]
+        total += step + (t.gpu_kv[pick] + t.cpu_kv[pick]) * (context + 1 + i)
+    return float(first), float(total)
+
+
+@pytest.mark.parametrize(("prompt", "output"), [(1, 1), (20, 3), (512, 2), (513, 40), (1500, 200)])
+def test_closed_form_equals_the_loop(default: CostTables, prompt: int, output: int) -> None:
+    room = fitting_levels(default, 0.0, prompt + output)
+    for m in range(len(default.num_units)):
+        levels = [max(np.flatnonzero(room[m, g]), default=None) for g in range(4)]
+        runs = [by_loop(default, m, g, int(k), prompt, output, 512) for g, k in enumerate(levels) if k is not None]
+        want = min(runs, key=lambda run: run[1])
+        one = [np.array([x]) for x in (m, prompt, 0, output)]
+        ttft, e2e = unloaded_latency(default, *one, 512)
+        np.testing.assert_allclose((ttft[0], e2e[0]), want, rtol=1e-9)
+
+
+def test_images_are_encoded_then_join_the_prompt(default: CostTables) -> None:
+    vision = ModelsConfig().names.index("qwen2.5-vl-7b-q4_k_m")
+    m, out = np.full(2, vision), np.full(2, 1)
+    ttft, e2e = unloaded_latency(default, m, np.array([100, 400]), np.array([300, 0]), out, 512)
+    assert default.encode_s[vision].min() * 300 <= ttft[0] - ttft[1] <= default.encode_s[vision].max() * 300
+    np.testing.assert_array_equal(ttft, e2e)
+
+
+def test_request_too_long_for_every_gpu_stays_finite(default: CostTables) -> None:
+    last = np.array([len(default.num_units) - 1])
+    ttft, e2e = unloaded_latency(default, last, np.array([10**7]), np.array([0]), np.array([10]), 512)
+    assert 0 < ttft[0] < e2e[0] < np.inf

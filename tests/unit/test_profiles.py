@@ -1,0 +1,113 @@
+"""Profiles: shapes against published counts and file sizes, validation, catalogue, hash."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmsched_env.config import ClusterConfig, ModelsConfig
+from mmsched_env.costmodel import profile
+from mmsched_env.costmodel.number import PROVENANCES
+from mmsched_env.errors import ConfigError
+
+NAMES = profile.catalogue()
+
+
+@pytest.mark.parametrize("name", NAMES["model"])
+def test_parameter_count_matches_the_published_one(name: str) -> None:
+    model = profile.load_model(name)
+    assert model.params == pytest.approx(model.published_params, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "gib"),
+    [("qwen2.5-14b-q4_k_m", 8.37), ("qwen2.5-32b-q4_k_m", 18.50)],  # sizes stated by sweeps S08 and S07
+)
+def test_file_size_matches_the_measured_one(name: str, gib: float) -> None:
+    assert profile.load_model(name).file_bytes / 2**30 == pytest.approx(gib, rel=0.01)
+
+
+def test_kv_bytes_of_a_token() -> None:
+    """Llama 3 8B: 32 layers x (key + value) x 8 heads x 128 x 2 bytes."""
+    arch = profile.load_model("llama-3-8b-f16").architecture
+    assert arch.layers * arch.kv_layer_bytes == 131072
+
+
+def test_the_issue_and_default_configuration_are_covered() -> None:
+    assert set(ClusterConfig().gpus) <= set(NAMES["gpu"])
+    assert set(ClusterConfig().hosts) <= set(NAMES["host"])
+    assert set(ModelsConfig().names) <= set(NAMES["model"])
+    assert {"rtx-3090-24gb", "rtx-3060-12gb", "h100-pcie-80gb"} <= set(NAMES["gpu"])
+    assert {"llama-3-8b-f16", "qwen2.5-14b-f16", "qwen3-8b-f16"} <= set(NAMES["model"])
+
+
+def test_every_number_says_where_it_comes_from() -> None:
+    for row in profile.catalogue_rows():
+        assert sum(row["provenance"].values()) > 0, row
+        assert set(row["provenance"]) <= set(PROVENANCES), row
+        assert row["memory_bytes"] > 0 and all(0 <= e < math.inf for e in row["error"].values()), row
+
+
+def test_measured_gpus_state_a_left_out_error() -> None:
+    for name in ("rtx-a6000-48gb", "rtx-5000-ada-32gb", "rtx-4090-24gb", "rtx-3090-24gb", "h100-pcie-80gb"):
+        errors = profile.load_gpu(name).errors
+        assert errors["decode"].leave_out < 0.03 and errors["prefill"].leave_out < 0.05, name
+    assert "decode" not in profile.load_gpu("rtx-3060-12gb").errors, "nobody measured it"
+
+
+def test_unknown_name_offers_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'rtx-4090-24gb'"):
+        profile.load_gpu("rtx-4090")
+    with pytest.raises(ConfigError, match="did you mean 'llama-3-8b-q4_k_m'"):
+        profile.load_model("llama-3-8b-q4_k")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("provenance: fitted", "provenance: guessed", "provenance is 'guessed'; accepted: measured, imported"),
+        ("unit: B/s", "unit: GB/s", "unit is 'GB/s'; accepted: B/s"),
+        ("  kv_read:", "  kv_raed:", "kv_read missing"),
+        ("reserve: {value: 805306368", "reserve: {value: -1", "reserve.value is -1"),
+        ("reserve: {value: 805306368", "reserve: {value: .nan", "reserve.value is nan"),
+        ("[[1, 1], [2,", "[[1, 1], [0.5,", "batch.value is"),
+        ("name: rtx-4090-24gb", "name: rtx-4080", "name is 'rtx-4080'; accepted: rtx-4090-24gb"),
+        ("numbers:", "numbers: [", "not readable as YAML"),
+    ],
+)
+def test_bad_file_names_file_key_and_what_is_accepted(tmp_path: Path, old: str, new: str, message: str) -> None:
+    shutil.copytree(profile.PROFILES, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "gpus" / "rtx-4090-24gb.yaml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(ConfigError) as caught:
+        profile.load_gpu("rtx-4090-24gb", tmp_path)
+    assert message in str(caught.value) and "rtx-4090-24gb.yaml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_hash_follows_the_bytes_of_the_profiles_used(tmp_path: Path) -> None:
+    shutil.copytree(profile.PROFILES, tmp_path, dirs_exist_ok=True)
+
+    def used(*models: str) -> str:
+        return profile.profile_hash(["rtx-4090-24gb"], ["desktop-ddr5"], models, tmp_path)
+
+    before = used("llama-3-8b-f16")
+    assert before == used("llama-3-8b-f16", "llama-3-8b-f16") != used("llama-3-8b-q4_k_m")
+    other = tmp_path / "gpus" / "rtx-3090-24gb.yaml"
+    other.write_text(other.read_text() + "# note\n")
+    assert used("llama-3-8b-f16") == before
+    mine = tmp_path / "hosts" / "desktop-ddr5.yaml"
+    mine.write_text(mine.read_text() + "# note\n")
+    assert used("llama-3-8b-f16") != before
+
+
+def test_importing_profiles_needs_no_yaml() -> None:
+    code = "import sys; sys.modules['yaml'] = None; import mmsched_env.costmodel.tables"
+    subprocess.run([sys.executable, "-c", code], check=True)
