@@ -170,15 +170,24 @@ def by_loop(t: CostTables, m: int, g: int, k: int, context: int, output: int, ub
     return float(first), float(total)
 
 
+@pytest.fixture(scope="module")
+def small() -> CostTables:
+    """One GPU on which the bigger models run with layers on both sides."""
+    cluster = ClusterConfig(gpus=("rtx-5060-ti-16gb",), hosts=("desktop-ddr5",), gpu_hosts=(0,))
+    return build_tables(cluster, ModelsConfig(), LEVELS, 4)
+
+
+@pytest.mark.parametrize("cluster", ["default", "small"])
 @pytest.mark.parametrize(("prompt", "output"), [(1, 1), (20, 3), (512, 2), (513, 40), (1500, 200)])
-def test_closed_form_equals_the_loop(default: CostTables, prompt: int, output: int) -> None:
-    room = fitting_levels(default, 0.0, prompt + output)
-    for m in range(len(default.num_units)):
-        levels = [max(np.flatnonzero(room[m, g]), default=None) for g in range(4)]
-        runs = [by_loop(default, m, g, int(k), prompt, output, 512) for g, k in enumerate(levels) if k is not None]
+def test_closed_form_equals_the_loop(cluster: str, prompt: int, output: int, request: pytest.FixtureRequest) -> None:
+    tables: CostTables = request.getfixturevalue(cluster)
+    room = fitting_levels(tables, 0.0, prompt + output)
+    for m in range(len(tables.num_units)):
+        levels = [max(np.flatnonzero(row), default=None) for row in room[m]]
+        runs = [by_loop(tables, m, g, int(k), prompt, output, 512) for g, k in enumerate(levels) if k is not None]
         want = min(runs, key=lambda run: run[1])
         one = [np.array([x]) for x in (m, prompt, 0, output)]
-        ttft, e2e = unloaded_latency(default, *one, 512)
+        ttft, e2e = unloaded_latency(tables, *one, 512)
         np.testing.assert_allclose((ttft[0], e2e[0]), want, rtol=1e-9)
 
 
