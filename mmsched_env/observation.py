@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .sim.jit import compiled
 from .sim.kernel.batching import context_tokens
 from .sim.kernel.costs import decode_step, prefill_seconds
-from .sim.kernel.memory import fits_empty, gpu_free, gpu_of, host_free, swap_free
+from .sim.kernel.memory import fits_empty, gpu_free, gpu_of, host_free, kv_tokens_reserved, swap_free
 from .sim.kernel.transfers import operation_left
 from .sim.kernel.waiting import arrival_rate
 from .sim.state import (
@@ -25,6 +25,7 @@ from .sim.state import (
     EMPTY,
     EVICTING,
     LOADING,
+    MOVE,
     NO_OP,
     NO_PENDING,
     PREFILL,
@@ -88,7 +89,10 @@ TABLE: dict[str, tuple[str, str, tuple[tuple[str, str, str, str], ...]]] = {
             ("kv_gb", "", "GB", "GPU memory its requests' KV caches hold"),
             ("idle_s", "", "s", "since its last dispatch or completion, 0 while it has requests"),
             ("uses", "", "count", "requests dispatched to it since it was loaded"),
+            ("unload_s", "", "s", "to save its requests' KV and unload it"),
             ("reload_s", "", "s", "to load it again as it is, from host RAM"),
+            ("level_step_s", "K", "s", "its present decode iteration at each level, unshared; 0: no such level"),
+            ("resize_s", "K", "s", "to change it to each level; 0: no such level"),
         ),
     ),
     "gpus": (
@@ -127,6 +131,7 @@ TABLE: dict[str, tuple[str, str, tuple[tuple[str, str, str, str], ...]]] = {
             ("load_s", "K", "s", "until the model is there: 0 if ready, rest of a load, or unload-free load time"),
             ("prefill_s", "K", "s", "prefill (or KV restore), alone"),
             ("token_s", "K", "s", "one decode iteration beside those already there"),
+            ("gpu_need_gb", "K", "GB", "GPU memory to join there, or to load the model and serve the request"),
             ("fits", "K", "0/1", "would fit with nothing else on the GPU; 0 too for a level that is no level of its own"),
         ),
     ),
@@ -327,7 +332,34 @@ def encode_instances(s, p, r, instances):  # type: ignore[no-untyped-def]
         row.kv_gb = reserved * p.kv_gpu_bytes[m, k] / GB if present else 0.0
         row.idle_s = s.now - s.inst_used_s[i] if present and s.num_seated[i] == 0 else 0.0
         row.uses = s.inst_uses[i] if present else 0.0
+        save = p.save_s[g] * running + context * p.kv_gpu_bytes[m, k] / p.kv_out_cap[g] if present else 0.0
+        row.unload_s = save + p.unload_s[m, g, k] if present else 0.0
         row.reload_s = p.init_s[m, g] + p.gpu_weight_bytes[m, k] / p.link_in_cap[m, g] if present else 0.0
+        for level in range(p.level_value.shape[0]):
+            row.level_step_s[level] = 0.0
+            row.resize_s[level] = 0.0
+            if present and p.level_valid[m, level] == 1:
+                row.level_step_s[level] = decode_step(p, m, g, level, max(1, running), context)
+                row.resize_s[level] = resize_seconds(s, p, i, level, running, context)
+
+
+@compiled
+def resize_seconds(s, p, i, level, running, context):  # type: ignore[no-untyped-def]
+    """Seconds to change instance i to a level, with disk and links to itself."""
+    m = s.inst_model[i]
+    g = gpu_of(s, i)
+    old = s.inst_level[i]
+    if level == old:
+        return 0.0
+    if p.resize_mode == MOVE:
+        grown = p.gpu_weight_bytes[m, level] - p.gpu_weight_bytes[m, old]
+        grown += context * (p.kv_gpu_bytes[m, level] - p.kv_gpu_bytes[m, old])
+        return grown / p.kv_in_cap[g] if grown > 0 else -grown / p.kv_out_cap[g]
+    missing = p.file_bytes[m] - s.cache_valid[p.gpu_host[g], m]
+    load = p.init_s[m, g] + missing / p.disk_cap[m, g] + p.gpu_weight_bytes[m, level] / p.link_in_cap[m, g]
+    out = context * p.kv_gpu_bytes[m, old] / p.kv_out_cap[g]
+    back = context * p.kv_gpu_bytes[m, level] / p.kv_in_cap[g]
+    return 2.0 * running * p.save_s[g] + out + p.unload_s[m, g, old] + load + back
 
 
 @compiled
@@ -379,6 +411,7 @@ def encode_pairs(s, p, r, instances, pairs):  # type: ignore[no-untyped-def]
                 row.load_s[k] = 0.0
                 row.prefill_s[k] = 0.0
                 row.token_s[k] = 0.0
+                row.gpu_need_gb[k] = 0.0
                 row.fits[k] = 0.0
             if j >= 0 and g < p.num_gpus:
                 encode_pair(s, p, r, r[j], g, instances, row)
@@ -418,7 +451,10 @@ def encode_pair(s, p, r, request, g, instances, row):  # type: ignore[no-untyped
             row.load_s[k] = instances[i].operation_left_s
             batch = min(s.seat.shape[1], seated + 1)
             context += others
+            row.gpu_need_gb[k] = kv_tokens_reserved(request) * p.kv_gpu_bytes[m, k] / GB
         else:
+            need = p.gpu_weight_bytes[m, k] + p.buffer_bytes[m] + kv_tokens_reserved(request) * p.kv_gpu_bytes[m, k]
+            row.gpu_need_gb[k] = need / GB
             row.load_s[k] = (
                 p.init_s[m, g] + missing / p.disk_cap[m, g] + p.gpu_weight_bytes[m, k] / p.link_in_cap[m, g]
             )

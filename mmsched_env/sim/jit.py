@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,18 @@ def compiled_sources() -> list[Path]:
     return sorted([*PACKAGE.glob("sim/**/*.py"), PACKAGE / "observation.py"])
 
 
-def source_hash() -> str:
-    """First 16 hex digits of the SHA-256 over names and bytes of `compiled_sources`."""
+def source_hash(more: Iterable[Path] = ()) -> str:
+    """First 16 hex digits of the SHA-256 over names and bytes of `compiled_sources` and `more`."""
     digest = hashlib.sha256()
-    for path in compiled_sources():
-        digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in [*compiled_sources(), *more]:
+        digest.update(f"{path.parent.name}/{path.name}".encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
-def cache_folder() -> Path:
+def cache_folder(more: Iterable[Path] = ()) -> Path:
     """``$NUMBA_CACHE_DIR`` or the user's cache folder, then a folder per state of the sources."""
     base = os.environ.get("NUMBA_CACHE_DIR") or Path.home() / ".cache" / "mmsched" / "numba"
-    return Path(base) / f"mmsched-{source_hash()}"
+    return Path(base) / f"mmsched-{source_hash(more)}"
 
 
 def compiled(function: Callable[..., Any]) -> Any:
@@ -41,10 +41,13 @@ def compiled(function: Callable[..., Any]) -> Any:
     return numba.njit(error_model="numpy")(function)
 
 
-def entry_point(function: Callable[..., Any]) -> Any:
-    """Compile a function that Python calls; it and everything it calls is cached on disk."""
+def entry_point(function: Callable[..., Any], more: Iterable[Path] = ()) -> Any:
+    """Compile a function that Python calls; it and everything it calls is cached on disk.
+
+    `more` are source files beyond `compiled_sources` that it may call.
+    """
     before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(cache_folder())
+    numba.config.CACHE_DIR = str(cache_folder(more))
     try:
         return numba.njit(error_model="numpy", cache=True)(function)
     finally:

@@ -7,6 +7,7 @@ from ..state import (
     CHEAPER,
     DECODE,
     DONE,
+    NO_PENDING,
     PREFILL,
     READY,
     RECOMPUTE,
@@ -72,7 +73,9 @@ def start_restores(s, p, r, log):
     """Bring saved KV back to the GPU, one request at a time on each instance, oldest first, while others decode."""
     instances = s.inst_phase.shape[0]
     for i in range(instances):
-        if s.inst_phase[i] != READY or s.num_seated[i] == 0 or s.unit_phase[instances + i] != UNIT_IDLE:
+        if s.inst_phase[i] != READY or s.inst_pending[i] != NO_PENDING or s.num_seated[i] == 0:
+            continue
+        if s.unit_phase[instances + i] != UNIT_IDLE:
             continue
         oldest = -1
         for b in range(s.seat.shape[1]):

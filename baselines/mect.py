@@ -1,0 +1,117 @@
+"""Minimum expected completion time over (request, GPU, level). Source: list scheduling on unequal machines (MCT/min-min).
+
+For every waiting request, oldest first, the completion time of every GPU and offload level is estimated: seconds until
+there is room or a seat, load, prefill, decoding at that level. The request takes its best option if that can be had
+now, unloads idle models if those stand in its way, and else goes on waiting for it, so that no request is put on a
+slow place when waiting is expected to be faster. With `resize_gain`, an instance with layers on the CPU gets more of
+them onto the GPU once the predicted saving for its requests exceeds that many times the seconds it takes (OFFLOAD).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .base import RulePolicy
+from .parts import WAIT, instance_of, make_room, seconds_until_room, service_seconds
+from .rules import dispatch_index, offload_index, part, rule
+
+
+class MectKnobs(NamedTuple):
+    resize_gain: float
+
+
+@part
+def completion_seconds(view, q, g, k):  # type: ignore[no-untyped-def]
+    """Expected seconds until the request of slot q is done if it goes to GPU g at level k; inf if it cannot."""
+    if view.pairs[q, g].fits[k] == 0.0:
+        return np.inf
+    wait = 0.0
+    if view.mask[dispatch_index(view, q, g, k)] == 0:
+        i = instance_of(view, view.queue[q].model, g)
+        if i < 0:
+            wait = seconds_until_room(view, q, g, k)
+        else:
+            row = view.instances[i]
+            if row.level != k or row.leaving > 0.0:
+                return np.inf
+            wait = row.operation_left_s + row.next_finish_s
+    return wait + view.pairs[q, g].load_s[k] + service_seconds(view, q, g, k)
+
+
+@part
+def best_option(view, q):  # type: ignore[no-untyped-def]
+    """(seconds, GPU, level) of the request's earliest expected completion; GPU -1: none."""
+    best = np.inf
+    best_g = -1
+    best_k = -1
+    for g in range(view.gpus.shape[0]):
+        for k in range(view.pairs[q, g].fits.shape[0]):
+            seconds = completion_seconds(view, q, g, k)
+            if seconds < best:
+                best = seconds
+                best_g = g
+                best_k = k
+    return best, best_g, best_k
+
+
+@part
+def first_step(view, q, g, k):  # type: ignore[no-untyped-def]
+    """What to do now for the request of slot q to run on GPU g at level k; WAIT: nothing but wait."""
+    action = dispatch_index(view, q, g, k)
+    if view.mask[action] == 1:
+        return action
+    if instance_of(view, view.queue[q].model, g) >= 0:
+        return WAIT
+    return max(WAIT, make_room(view, q, g, k))
+
+
+@part
+def worthwhile_resize(view, gain):  # type: ignore[no-untyped-def]
+    """OFFLOAD that saves the instance's requests more than `gain` times its own duration; WAIT: none."""
+    best = WAIT
+    most = 0.0
+    for i in range(view.instances.shape[0]):
+        row = view.instances[i]
+        if row.num_running == 0.0:
+            continue
+        for k in range(row.level_step_s.shape[0]):
+            action = offload_index(view, i, k)
+            if view.mask[action] == 0:
+                continue
+            saved = row.longest_left_tokens * (row.step_s - row.level_step_s[k]) - gain * row.resize_s[k]
+            if saved > most:
+                best = action
+                most = saved
+    return best
+
+
+@rule
+def mect(view, knobs):  # type: ignore[no-untyped-def]
+    for q in range(view.queue.shape[0]):
+        if view.queue[q].present == 0.0:
+            break
+        if view.queue[q].ready == 0.0:
+            continue
+        _, g, k = best_option(view, q)
+        if g >= 0:
+            action = first_step(view, q, g, k)
+            if action > WAIT:
+                return action
+    return worthwhile_resize(view, knobs.resize_gain) if knobs.resize_gain > 0.0 else WAIT
+
+
+class Mect(RulePolicy):
+    """Minimum expected completion time.
+
+    Parameters
+    ----------
+    resize_gain
+        OFFLOAD only if it saves more than this many times the seconds it costs; 0: never.
+    """
+
+    rule = mect
+
+    def __init__(self, resize_gain: float = 2.0) -> None:
+        self.knobs = MectKnobs(float(resize_gain))

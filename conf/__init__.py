@@ -1,0 +1,1 @@
+"""Hydra configuration (YAML); a package so that it is found once installed."""
