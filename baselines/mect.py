@@ -14,8 +14,18 @@ from typing import NamedTuple
 import numpy as np
 
 from .base import RulePolicy
-from .parts import WAIT, instance_of, make_room, seconds_until_room, service_seconds
-from .rules import dispatch_index, offload_index, part, rule
+from .parts import (
+    INSTANCE,
+    WAIT,
+    instance_of,
+    least_recently_used,
+    make_room,
+    room_when_idle_leave,
+    seconds_until_room,
+    service_seconds,
+    slots_per_gpu,
+)
+from .rules import dispatch_index, offload_index, part, preempt_index, rule
 
 
 class MectKnobs(NamedTuple):
@@ -69,18 +79,29 @@ def first_step(view, q, g, k):  # type: ignore[no-untyped-def]
 
 @part
 def worthwhile_resize(view, gain):  # type: ignore[no-untyped-def]
-    """OFFLOAD that saves the instance's requests more than `gain` times its own duration; WAIT: none."""
+    """The OFFLOAD whose saving for the instance's requests exceeds `gain` times its seconds by most, or the PREEMPT of
+    an idle instance that is in its way (and whose reload is then part of the price); WAIT: none."""
     best = WAIT
     most = 0.0
     for i in range(view.instances.shape[0]):
         row = view.instances[i]
-        if row.num_running == 0.0:
+        if row.num_running == 0.0 or row.ready == 0.0 or row.draining > 0.0:
             continue
+        victim = least_recently_used(view, i // slots_per_gpu(view), i)
         for k in range(row.level_step_s.shape[0]):
-            action = offload_index(view, i, k)
-            if view.mask[action] == 0:
+            if k == row.level or row.level_gb[k] == 0.0:
                 continue
-            saved = row.longest_left_tokens * (row.step_s - row.level_step_s[k]) - gain * row.resize_s[k]
+            action = offload_index(view, i, k)
+            price = row.resize_s[k]
+            if view.mask[action] == 0:
+                if victim < 0 or row.level_gb[k] < row.gpu_gb + row.kv_gb:
+                    continue
+                room, _ = room_when_idle_leave(view, i // slots_per_gpu(view))
+                if row.level_gb[k] - row.gpu_gb - row.kv_gb > room:
+                    continue
+                action = preempt_index(view, victim, INSTANCE)
+                price += view.instances[victim].unload_s + view.instances[victim].reload_s
+            saved = row.longest_left_tokens * (row.step_s - row.level_step_s[k]) - gain * price
             if saved > most:
                 best = action
                 most = saved

@@ -1,4 +1,9 @@
-"""Uniformly random legal action, a floor for comparisons. Source: common practice."""
+"""Random legal actions, a floor for comparisons. Source: common practice.
+
+Uniform over all legal actions is no schedule at all: three quarters of them preempt or resize what has just been
+loaded, and episodes hardly end. So the kind is drawn first: mostly among WAIT and DISPATCH, now and then among PREEMPT
+and OFFLOAD, which is also how a model that needs room gets it.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +16,23 @@ from numpy.typing import NDArray
 
 
 class RandomPolicy:
-    """Draws among the legal actions."""
+    """Draws uniformly among the legal WAIT and DISPATCH, or among the legal PREEMPT and OFFLOAD.
+
+    Parameters
+    ----------
+    change_share
+        Probability of drawing among PREEMPT and OFFLOAD, if any is legal.
+    """
+
+    def __init__(self, change_share: float = 0.02) -> None:
+        self.change_share = change_share
 
     def reset(self, layout: ActionLayout, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
+        self._split = layout.preempt_at
 
     def act(self, observation: Mapping[str, NDArray[Any]], mask: NDArray[Any]) -> int:
-        return int(self._rng.choice(np.flatnonzero(mask)))
+        serve = np.flatnonzero(mask[: self._split])
+        change = self._split + np.flatnonzero(mask[self._split :])
+        draw_change = len(change) and (not len(serve) or self._rng.random() < self.change_share)
+        return int(self._rng.choice(change if draw_change else serve))

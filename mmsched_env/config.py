@@ -23,7 +23,7 @@ RESIZE_MODES = ("reload", "move")
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """GPUs and hosts by profile name; ``gpu_hosts[i]`` is the host (index) that GPU i sits in."""
+    """GPUs and hosts by profile name; ``gpu_hosts[i]`` is the host (index) GPU i sits in, empty: all in the first."""
 
     gpus: tuple[str, ...] = ("rtx-a6000-48gb", "rtx-5000-ada-32gb", "rtx-4090-24gb", "rtx-5060-ti-16gb")
     hosts: tuple[str, ...] = ("threadripper-pro-5995wx", "desktop-ddr5")
@@ -34,11 +34,13 @@ class ClusterConfig:
     def __post_init__(self) -> None:
         _require(len(self.gpus) >= 1, "cluster.gpus", self.gpus, "at least one GPU profile name")
         _require(len(self.hosts) >= 1, "cluster.hosts", self.hosts, "at least one host profile name")
+        if not self.gpu_hosts:
+            object.__setattr__(self, "gpu_hosts", (0,) * len(self.gpus))
         _require(
             len(self.gpu_hosts) == len(self.gpus) and all(0 <= h < len(self.hosts) for h in self.gpu_hosts),
             "cluster.gpu_hosts",
             self.gpu_hosts,
-            f"one host index (0..{len(self.hosts) - 1}) per GPU, {len(self.gpus)} in all",
+            f"one host index (0..{len(self.hosts) - 1}) per GPU, {len(self.gpus)} in all; or none: all in the first host",
         )
         _require(0 <= self.kv_swap_fraction < 1, "cluster.kv_swap_fraction", self.kv_swap_fraction, "a number in [0, 1)")
 
@@ -97,6 +99,10 @@ class SimConfig:
     """swap (save KV to host RAM), recompute (drop it) or cheaper"""
     resize_mode: str = "reload"
     """reload (what engines do) or move (only the moved layers cross the link)"""
+    allow_preempt: bool = True
+    """false: PREEMPT only unloads idle instances (for ablations)"""
+    allow_offload: bool = True
+    """false: no OFFLOAD; the level of an instance is fixed when it is loaded"""
     strict_actions: bool = False
     """true: an illegal action raises; false: it counts as WAIT and is reported in info"""
     max_time_s: float = float("inf")

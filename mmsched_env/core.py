@@ -13,10 +13,11 @@ from .costmodel.tables import CostTables, build_tables
 from .errors import ConfigError
 from .observation import BLOCKS, ObservationBuffer
 from .sim.events import EVENT
+from .sim.jit import records
 from .sim.kernel.step import OUTCOME, reset_batch, step_batch
 from .sim.params import make_params
 from .sim.requests import check_servable, make_requests
-from .sim.state import STATE, Dims, zeros
+from .sim.state import REQUEST, STATE, Dims, zeros
 from .workload.trace import RequestTrace
 
 
@@ -75,8 +76,7 @@ class Simulation:
         self.state[env : env + 1] = np.zeros(1, self.state.dtype)
         self.state["num_requests"][env] = len(trace)
         self.state["logging"][env] = self.logging
-        one = slice(env, env + 1)
-        reset_batch(self.state[one], self.params, self.requests[one], self.logs[one], *self._blocks(one))
+        reset_batch(*self._arguments(slice(env, env + 1)))
 
     def step(self, actions: NDArray[np.int64]) -> Any:
         """One action per environment. Returns the OUTCOME records (N,), overwritten by the next call.
@@ -89,10 +89,8 @@ class Simulation:
         self.buffers = self.buffers[::-1]
         if self.logging:
             self._make_log_room()
-        everything = slice(0, self.num_envs)
-        step_batch(
-            self.state, self.params, self.requests, self.logs, actions, self.outcomes, *self._blocks(everything)
-        )
+        state, params, requests, logs, *buffers = self._arguments(slice(None))
+        step_batch(state, params, requests, logs, actions, records(self.outcomes), *buffers)
         if self.outcomes.stalled.any():
             env = int(np.argmax(self.outcomes.stalled))
             raise RuntimeError(f"environment {env} is stalled at {self.state['now'][env]} s: requests wait, nothing is legal")
@@ -107,14 +105,14 @@ class Simulation:
         trace = self.traces[env]
         return np.asarray(self.requests[env, : 0 if trace is None else len(trace)])
 
-    def _blocks(self, part: slice) -> list[Any]:
-        buffer = self.current
-        return [*(buffer.records[block][part] for block in BLOCKS), buffer.mask[part]]
+    def _arguments(self, part: slice) -> list[Any]:
+        """The kernel's arguments for some environments: state, params, requests, logs, blocks, mask."""
+        arrays = [records(array)[part] for array in (self.state, self.requests, self.logs)]
+        blocks = [self.current.records[block][part] for block in BLOCKS]
+        return [arrays[0], records(self.params), *arrays[1:], *blocks, self.current.mask[part]]
 
     def _make_room(self, length: int) -> None:
         if self.requests is None or self.requests.shape[1] < length:
-            from .sim.state import REQUEST
-
             larger = zeros(REQUEST, self.dims, self.num_envs, length)
             if self.requests is not None:
                 larger[:, : self.requests.shape[1]] = self.requests

@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from .sim.jit import compiled
+from .sim.jit import compiled, records
 from .sim.kernel.batching import context_tokens
 from .sim.kernel.costs import decode_step, prefill_seconds
 from .sim.kernel.memory import fits_empty, gpu_free, gpu_of, host_free, kv_tokens_reserved, swap_free
@@ -91,6 +91,7 @@ TABLE: dict[str, tuple[str, str, tuple[tuple[str, str, str, str], ...]]] = {
             ("uses", "", "count", "requests dispatched to it since it was loaded"),
             ("unload_s", "", "s", "to save its requests' KV and unload it"),
             ("reload_s", "", "s", "to load it again as it is, from host RAM"),
+            ("level_gb", "K", "GB", "GPU memory it would hold at each level, KV caches included; 0: no such level"),
             ("level_step_s", "K", "s", "its present decode iteration at each level, unshared; 0: no such level"),
             ("resize_s", "K", "s", "to change it to each level; 0: no such level"),
         ),
@@ -193,22 +194,22 @@ class ObservationBuffer:
     arrays: dict[str, NDArray[np.float32]]
     """block -> [N, rows..., fields]"""
     records: dict[str, Any]
-    """block -> recarray [N, rows...], the same memory by field name"""
+    """block -> structured array [N, rows...], the same memory by field name"""
 
     @classmethod
     def allocate(cls, num_envs: int, dims: Dims) -> ObservationBuffer:
         counts = {b: int(np.prod(block_shape(b, dims))) * block_width(b, dims) for b in BLOCKS}
         flat = np.zeros((num_envs, sum(counts.values())), np.float32)
         arrays: dict[str, NDArray[np.float32]] = {}
-        records: dict[str, Any] = {}
+        rows: dict[str, Any] = {}
         at = 0
         for block, count in counts.items():
             part = flat[:, at : at + count]
             shape = (num_envs, *block_shape(block, dims))
             arrays[block] = part.reshape(*shape, block_width(block, dims))
-            records[block] = part.view(block_dtype(block, dims)).reshape(shape).view(np.recarray)
+            rows[block] = records(part.view(block_dtype(block, dims)).reshape(shape))
             at += count
-        return cls(flat, np.zeros((num_envs, dims.A), np.int8), arrays, records)
+        return cls(flat, np.zeros((num_envs, dims.A), np.int8), arrays, rows)
 
     def observation(self) -> dict[str, NDArray[Any]]:
         """The batch's observation; views, not copies."""
@@ -336,9 +337,12 @@ def encode_instances(s, p, r, instances):  # type: ignore[no-untyped-def]
         row.unload_s = save + p.unload_s[m, g, k] if present else 0.0
         row.reload_s = p.init_s[m, g] + p.gpu_weight_bytes[m, k] / p.link_in_cap[m, g] if present else 0.0
         for level in range(p.level_value.shape[0]):
+            row.level_gb[level] = 0.0
             row.level_step_s[level] = 0.0
             row.resize_s[level] = 0.0
             if present and p.level_valid[m, level] == 1:
+                held = p.gpu_weight_bytes[m, level] + p.buffer_bytes[m] + reserved * p.kv_gpu_bytes[m, level]
+                row.level_gb[level] = held / GB
                 row.level_step_s[level] = decode_step(p, m, g, level, max(1, running), context)
                 row.resize_s[level] = resize_seconds(s, p, i, level, running, context)
 

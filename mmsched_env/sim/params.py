@@ -27,6 +27,8 @@ def make_params(config: EnvConfig, tables: CostTables, dims: Dims) -> Any:
     p["prefill_mode"] = PREFILL_MODES.index(config.sim.prefill_mode)
     p["preempt_mode"] = PREEMPT_MODES.index(config.sim.preempt_mode)
     p["resize_mode"] = RESIZE_MODES.index(config.sim.resize_mode)
+    p["allow_preempt"] = config.sim.allow_preempt
+    p["allow_offload"] = config.sim.allow_offload
     p["ubatch_tokens"] = config.sim.ubatch_tokens
     p["max_steps"] = config.sim.max_steps
     p["max_time_s"] = config.sim.max_time_s

@@ -215,6 +215,8 @@ PARAMS: tuple[Field, ...] = (
     ("prefill_mode", "", "i4", "MIXED, PREFILL_FIRST"),
     ("preempt_mode", "", "i4", "SWAP, RECOMPUTE, CHEAPER"),
     ("resize_mode", "", "i4", "RELOAD, MOVE"),
+    ("allow_preempt", "", "i4", "0: PREEMPT only unloads idle instances"),
+    ("allow_offload", "", "i4", "0: no OFFLOAD"),
     ("ubatch_tokens", "", "i4", "tokens of a prefill chunk"),
     ("max_steps", "", "i8", "truncation"),
     ("max_time_s", "", "f8", "s, truncation"),

@@ -116,11 +116,14 @@ def mask_changes(s, p, r):
     for i in range(instances):
         if not can_change(s, i):
             continue
-        s.mask[at_preempt + i * NUM_SCOPES + SCOPE_INSTANCE] = 1
-        legal += 1
-        if has_running(s, r, i):
+        if p.allow_preempt == 1 or s.num_seated[i] == 0:
+            s.mask[at_preempt + i * NUM_SCOPES + SCOPE_INSTANCE] = 1
+            legal += 1
+        if p.allow_preempt == 1 and has_running(s, r, i):
             s.mask[at_preempt + i * NUM_SCOPES + SCOPE_REQUEST] = 1
             legal += 1
+        if p.allow_offload == 0:
+            continue
         g = gpu_of(s, i)
         h = p.gpu_host[g]
         tokens = seated_tokens(s, r, i)

@@ -1,0 +1,44 @@
+"""`mmsched`: one command line over all parts. Commands are named by strings, so that only what runs is imported."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "train": ("mmsched_env.agents.__main__", "train an agent: mmsched train experiment=smoke"),
+    "evaluate": ("mmsched_env.evaluation.__main__", "compare policies: mmsched evaluate policies=[fcfs,mect]"),
+    "calibrate": ("mmsched_env.calibration.__main__", "hardware profiles from measurements: mmsched calibrate fit"),
+    "catalogue": ("mmsched_env.costmodel.__main__", "list the GPU, host and model profiles with their provenance"),
+}
+"""command -> (module with main(arguments), one line of help)"""
+
+
+def usage() -> str:
+    lines = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
+    return "usage: mmsched COMMAND [key=value ...]\n\n" + "\n".join(lines) + "\n\nmmsched COMMAND --help shows its settings."
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the console script."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print(usage())
+        raise SystemExit(0 if given else 2)
+    command, *rest = given
+    if command not in COMMANDS:
+        print(f"mmsched: error: unknown command '{command}'; accepted: {', '.join(COMMANDS)}", file=sys.stderr)
+        raise SystemExit(2)
+    try:
+        module = importlib.import_module(COMMANDS[command][0])
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("mmsched_env"):
+            raise
+        print(f"mmsched: error: '{command}' needs {error.name}; run: pip install 'mmsched-env[all]'", file=sys.stderr)
+        raise SystemExit(2) from None
+    module.main(rest)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,8 @@
+"""Running policies on the same traces and comparing them.
+
+rollout.py    one episode of one policy
+policies.py   policies by name or checkpoint path
+stats.py      means over episodes, paired differences with intervals
+report.py     the comparison table, requests.parquet and summary.json
+__main__.py   `mmsched evaluate`
+"""

@@ -1,0 +1,55 @@
+"""Policies by name (conf/policy/<name>.yaml), by checkpoint path, or by name with other settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from ..errors import ConfigError, unknown_name
+from ..policy import Policy
+
+CHECKPOINT = "checkpoint"
+
+
+def policy_names() -> list[str]:
+    """Names accepted for rules."""
+    folder = resources.files("mmsched_env.conf") / "policy"
+    names = (entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return sorted(name for name in names if name != CHECKPOINT)
+
+
+def make_policy(entry: str | Mapping[str, Any]) -> tuple[str, Policy]:
+    """(label, policy) for an entry of ``policies=[...]``: a name, a checkpoint's path, or ``{name: mect, ...}``.
+
+    Raises
+    ------
+    ConfigError
+        An unknown name or setting, or a checkpoint that cannot be used.
+    """
+    settings = dict(entry) if isinstance(entry, Mapping) else {"name": entry}
+    name = str(settings.pop("name", ""))
+    if name.endswith(".zip") or "/" in name:
+        return name, _instantiate(CHECKPOINT, {"path": name, **settings})
+    if name not in policy_names():
+        raise unknown_name("policy or checkpoint (.zip)", name, policy_names())
+    label = name + "".join(f",{key}={value}" for key, value in settings.items())
+    return label, _instantiate(name, settings)
+
+
+def _instantiate(name: str, settings: Mapping[str, Any]) -> Policy:
+    file = resources.files("mmsched_env.conf") / "policy" / f"{name}.yaml"
+    values = OmegaConf.to_container(OmegaConf.create(file.read_text()))
+    assert isinstance(values, dict)
+    for key in settings:
+        if key not in values:
+            raise unknown_name(f"setting of policy {name}", key, [str(k) for k in values if k != "_target_"])
+    if name == CHECKPOINT and not Path(str(settings["path"])).is_file():
+        raise ConfigError(f"checkpoint '{settings['path']}' does not exist; accepted: a .zip written by `mmsched train`")
+    policy = instantiate(values | dict(settings))
+    assert isinstance(policy, Policy)
+    return policy

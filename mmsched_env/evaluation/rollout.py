@@ -1,0 +1,56 @@
+"""One episode of one policy on one trace."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import metrics
+from ..core import Simulation
+from ..errors import MmschedError
+from ..policy import Policy
+from ..workload.trace import RequestTrace
+
+
+@dataclass(frozen=True)
+class Episode:
+    """What came of it: a row per request (columns of `metrics.per_request`) and the episode's summary."""
+
+    rows: dict[str, NDArray[Any]]
+    summary: dict[str, float]
+    decision_s: NDArray[np.float64]
+    """wall-clock seconds of each decision; no part of the results, which are the same in every run"""
+
+
+def run_episode(simulation: Simulation, policy: Policy, trace: RequestTrace, seed: int) -> Episode:
+    """Let `policy` schedule `trace` to its end in environment 0 of `simulation`.
+
+    Raises
+    ------
+    MmschedError
+        The policy took an illegal action.
+    """
+    simulation.reset(0, trace)
+    policy.reset(simulation.layout, seed)
+    action = np.zeros(1, np.int64)
+    decision_s: list[float] = []
+    while True:
+        observation = {key: values[0] for key, values in simulation.current.observation().items()}
+        mask = simulation.current.mask[0]
+        begun = time.perf_counter()
+        action[0] = policy.act(observation, mask)
+        decision_s.append(time.perf_counter() - begun)
+        outcome = simulation.step(action)[0]
+        if outcome["illegal"]:
+            what = simulation.layout.decode(int(action[0]))
+            raise MmschedError(f"policy {type(policy).__name__} chose an illegal action: {what}")
+        if outcome["terminated"] or outcome["truncated"]:
+            break
+    records = simulation.episode_requests(0)
+    summary = metrics.summary(records, simulation.state[0])
+    summary["decisions"] = float(len(decision_s))
+    return Episode(metrics.per_request(records), summary, np.array(decision_s))

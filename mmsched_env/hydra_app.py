@@ -1,0 +1,92 @@
+"""Running a command whose configuration Hydra composes, with one-line errors and exit status 2 for bad input."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from importlib import resources
+from typing import Any
+
+import hydra
+from hydra import compose, initialize_config_module
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from .config import EnvConfig, env_config
+from .errors import ConfigError, MmschedError, unknown_name
+
+CONF = "mmsched_env.conf"
+
+
+def run(command: str, task: Callable[[DictConfig], None], arguments: Sequence[str]) -> None:
+    """Compose ``conf/<command>.yaml`` with the overrides in `arguments` and call `task` with it (``-m``: for each)."""
+    sys.argv = [f"mmsched {command}", *arguments]
+    if not any(argument.startswith("-") for argument in arguments):
+        check_overrides(command, arguments)
+
+    def guarded(config: DictConfig) -> None:
+        with_one_line_errors(lambda: task(config))
+
+    try:
+        hydra.main(version_base="1.3", config_path=f"pkg://{CONF}", config_name=command)(guarded)()
+    except SystemExit as stop:
+        raise SystemExit(2 if stop.code == 1 else stop.code) from None
+
+
+def check_overrides(command: str, overrides: Sequence[str]) -> None:
+    """Compose once beforehand, so that a wrong override ends in one line instead of Hydra's several."""
+    try:
+        with initialize_config_module(CONF, version_base="1.3"):
+            compose(command, overrides=list(overrides), return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        message = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+        fail(f"{message} (see `mmsched {command} --help`)")
+
+
+def with_one_line_errors(action: Callable[[], Any]) -> Any:
+    """Run `action`; bad input prints one line and exits with status 2, Ctrl-C with 130."""
+    try:
+        return action()
+    except (MmschedError, OmegaConfBaseException) as error:
+        fail(" ".join(str(error).split()))
+    except KeyboardInterrupt:
+        print("mmsched: stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def fail(message: str) -> None:
+    """Print one line to stderr and exit with status 2."""
+    print(f"mmsched: error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def env_config_of(config: DictConfig) -> EnvConfig:
+    """The environment's part of a composed configuration."""
+    keys = [field.name for field in fields(EnvConfig)]
+    values = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(values, dict)
+    return env_config({key: values[key] for key in keys})
+
+
+def scenario_names() -> list[str]:
+    """Names of conf/scenario."""
+    folder = resources.files(CONF) / "scenario"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def with_scenario(config_name: str, scenario: str) -> DictConfig:
+    """The running command's configuration composed again with another scenario."""
+    if scenario not in scenario_names():
+        raise unknown_name("scenario", scenario, scenario_names())
+    overrides = list(HydraConfig.get().overrides.task)
+    if any(override.startswith("scenario=") for override in overrides):
+        raise ConfigError("scenario=... and scenarios=[...] are both given; accepted: one of them")
+    return compose(config_name, overrides=[*overrides, f"scenario={scenario}"])
+
+
+def output_folder() -> str:
+    """Where the running job's results go (``out=...``)."""
+    return str(HydraConfig.get().runtime.output_dir)
