@@ -1,0 +1,39 @@
+"""`mmsched train`: train an agent as the composed configuration says."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+from omegaconf import DictConfig, OmegaConf
+
+from mmsched_env import hydra_app
+from mmsched_env.config import build
+
+from .config import TrainConfig
+
+COMMAND = "train"
+
+
+def run(config: DictConfig) -> None:
+    """Build the `TrainConfig`, train, and say where the checkpoint is."""
+    values = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(values, dict)
+    keys = {field.name for field in dataclasses.fields(TrainConfig)} - {"env", "run_dir"}
+    own = {key: values[key] for key in keys}
+    env = hydra_app.env_config_of(config)
+    from .train import train  # torch takes seconds to import: not for a wrong setting or --help
+
+    result = train(build(TrainConfig, own | {"env": env, "run_dir": hydra_app.output_folder()}))
+    if not result.stopped:
+        print(f"trained {result.num_steps:,} steps: {result.checkpoint}")
+    raise SystemExit(130 if result.stopped else 0)
+
+
+def main(arguments: Sequence[str]) -> None:
+    hydra_app.run(COMMAND, run, arguments)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
