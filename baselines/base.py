@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
+
 from mmsched_env.action import ActionLayout
 from mmsched_env.observation import BLOCKS, block_dtype, block_shape
 from mmsched_env.sim.jit import records
-from numpy.typing import NDArray
 
 from .parts import way_out
 from .rules import View
@@ -30,6 +31,6 @@ class RulePolicy:
     def act(self, observation: Mapping[str, NDArray[Any]], mask: NDArray[Any]) -> int:
         """The rule's action."""
         blocks = [np.ascontiguousarray(observation[b]).view(self._dtypes[b]).reshape(self._shapes[b]) for b in BLOCKS]
-        view = View(*(records(block) for block in blocks), mask)
+        view = View._make([*(records(block) for block in blocks), mask])
         action = int(type(self).rule(view, self.knobs))
         return action if mask[action] else int(way_out(view))

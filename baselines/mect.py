@@ -17,6 +17,7 @@ from .base import RulePolicy
 from .parts import (
     INSTANCE,
     WAIT,
+    deepest_level,
     instance_of,
     least_recently_used,
     make_room,
@@ -30,6 +31,7 @@ from .rules import dispatch_index, offload_index, part, preempt_index, rule
 
 class MectKnobs(NamedTuple):
     resize_gain: float
+    deepest_only: float
 
 
 @part
@@ -51,13 +53,18 @@ def completion_seconds(view, q, g, k):  # type: ignore[no-untyped-def]
 
 
 @part
-def best_option(view, q):  # type: ignore[no-untyped-def]
-    """(seconds, GPU, level) of the request's earliest expected completion; GPU -1: none."""
+def best_option(view, q, deepest_only):  # type: ignore[no-untyped-def]
+    """(seconds, GPU, level) of the request's earliest expected completion; GPU -1: none.
+
+    With `deepest_only` a model is loaded on a GPU at its deepest level there or not at all.
+    """
     best = np.inf
     best_g = -1
     best_k = -1
     for g in range(view.gpus.shape[0]):
-        for k in range(view.pairs[q, g].fits.shape[0]):
+        resident = instance_of(view, view.queue[q].model, g) >= 0
+        lowest = deepest_level(view, q, g) if deepest_only > 0.0 and not resident else 0
+        for k in range(max(0, lowest), view.pairs[q, g].fits.shape[0]):
             seconds = completion_seconds(view, q, g, k)
             if seconds < best:
                 best = seconds
@@ -115,7 +122,7 @@ def mect(view, knobs):  # type: ignore[no-untyped-def]
             break
         if view.queue[q].ready == 0.0:
             continue
-        _, g, k = best_option(view, q)
+        _, g, k = best_option(view, q, knobs.deepest_only)
         if g >= 0:
             action = first_step(view, q, g, k)
             if action > WAIT:
@@ -130,9 +137,11 @@ class Mect(RulePolicy):
     ----------
     resize_gain
         OFFLOAD only if it saves more than this many times the seconds it costs; 0: never.
+    deepest_only
+        Load a model only at the deepest level its GPU could hold: never squeeze it in beside another.
     """
 
     rule = mect
 
-    def __init__(self, resize_gain: float = 2.0) -> None:
-        self.knobs = MectKnobs(float(resize_gain))
+    def __init__(self, resize_gain: float = 2.0, deepest_only: bool = False) -> None:
+        self.knobs = MectKnobs(float(resize_gain), float(deepest_only))

@@ -22,6 +22,7 @@ from .rules import part, preempt_index, rule
 class PreemptiveKnobs(NamedTuple):
     factor: float
     resize_gain: float
+    deepest_only: float
 
 
 @part
@@ -73,14 +74,14 @@ def preemptive(view, knobs):  # type: ignore[no-untyped-def]
     index = np.zeros(view.queue.shape[0])
     for q in range(index.shape[0]):
         if view.queue[q].ready > 0.0:
-            seconds, g, _ = best_option(view, q)
+            seconds, g, _ = best_option(view, q, knobs.deepest_only)
             index[q] = view.queue[q].weight / seconds if g >= 0 else 0.0
     for _ in range(index.shape[0]):
-        q = np.argmax(index)
+        q = int(np.argmax(index))
         if index[q] <= 0.0:
             break
         index[q] = 0.0
-        seconds, g, k = best_option(view, q)
+        seconds, g, k = best_option(view, q, knobs.deepest_only)
         action = first_step(view, q, g, k)
         if action == WAIT:
             action = displace_request(view, q, knobs.factor)
@@ -99,11 +100,11 @@ class Preemptive(RulePolicy):
     ----------
     factor
         Preempt only if the gain is this many times the loss (Shepherd's lambda); large: never.
-    resize_gain
+    resize_gain, deepest_only
         As for `Mect`.
     """
 
     rule = preemptive
 
-    def __init__(self, factor: float = 3.0, resize_gain: float = 2.0) -> None:
-        self.knobs = PreemptiveKnobs(float(factor), float(resize_gain))
+    def __init__(self, factor: float = 3.0, resize_gain: float = 2.0, deepest_only: bool = False) -> None:
+        self.knobs = PreemptiveKnobs(float(factor), float(resize_gain), float(deepest_only))

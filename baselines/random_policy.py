@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from mmsched_env.action import ActionLayout
 from numpy.typing import NDArray
+
+from mmsched_env.action import ActionLayout
 
 
 class RandomPolicy:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numba
+
 from mmsched_env.sim.jit import entry_point
 
 SOURCES = tuple(sorted(Path(__file__).parent.glob("*.py")))

@@ -17,7 +17,11 @@ COMMANDS = {
 
 def usage() -> str:
     lines = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
-    return "usage: mmsched COMMAND [key=value ...]\n\n" + "\n".join(lines) + "\n\nmmsched COMMAND --help shows its settings."
+    return (
+        "usage: mmsched COMMAND [key=value ...]\n\n"
+        + "\n".join(lines)
+        + "\n\nmmsched COMMAND --help shows its settings."
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

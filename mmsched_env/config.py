@@ -42,7 +42,9 @@ class ClusterConfig:
             self.gpu_hosts,
             f"one host index (0..{len(self.hosts) - 1}) per GPU, {len(self.gpus)} in all; or none: all in the first host",
         )
-        _require(0 <= self.kv_swap_fraction < 1, "cluster.kv_swap_fraction", self.kv_swap_fraction, "a number in [0, 1)")
+        _require(
+            0 <= self.kv_swap_fraction < 1, "cluster.kv_swap_fraction", self.kv_swap_fraction, "a number in [0, 1)"
+        )
 
 
 @dataclass(frozen=True)

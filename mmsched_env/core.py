@@ -47,7 +47,10 @@ class Simulation:
         self.requests: Any = None  # [N, R], R = the longest trace so far
         self.logs = np.zeros((num_envs, 1), EVENT).view(np.recarray)
         self.outcomes = np.zeros(num_envs, OUTCOME).view(np.recarray)
-        self.buffers = (ObservationBuffer.allocate(num_envs, self.dims), ObservationBuffer.allocate(num_envs, self.dims))
+        self.buffers = (
+            ObservationBuffer.allocate(num_envs, self.dims),
+            ObservationBuffer.allocate(num_envs, self.dims),
+        )
 
     @property
     def current(self) -> ObservationBuffer:
@@ -93,7 +96,9 @@ class Simulation:
         step_batch(state, params, requests, logs, actions, records(self.outcomes), *buffers)
         if self.outcomes.stalled.any():
             env = int(np.argmax(self.outcomes.stalled))
-            raise RuntimeError(f"environment {env} is stalled at {self.state['now'][env]} s: requests wait, nothing is legal")
+            raise RuntimeError(
+                f"environment {env} is stalled at {self.state['now'][env]} s: requests wait, nothing is legal"
+            )
         return self.outcomes
 
     def event_log(self, env: int) -> NDArray[np.void]:

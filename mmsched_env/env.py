@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, SupportsInt
+from typing import Any, SupportsInt, cast
 
 import gymnasium as gym
 import numpy as np
@@ -82,7 +82,7 @@ class ServingEnv(gym.Env[Observation, np.int64]):
         self.render_mode = render_mode
         self.simulation = Simulation(self.config, 1, logging=True)
         self.layout = self.simulation.layout
-        self.observation_space = observation.space(self.simulation.dims)
+        self.observation_space = cast("gym.spaces.Space[Observation]", observation.space(self.simulation.dims))
         self.action_space = gym.spaces.Discrete(self.layout.size)
         self._actions = np.zeros(1, np.int64)
         self._started = False
@@ -126,7 +126,7 @@ class ServingEnv(gym.Env[Observation, np.int64]):
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Legal actions, bool (A,): the form `sb3_contrib` asks for."""
-        return self.simulation.current.mask[0].astype(bool)
+        return np.asarray(self.simulation.current.mask[0], np.bool_)
 
     def render(self) -> Any:
         """Text (`ansi`) or an image (`rgb_array`, uint8 (height, width, 3)) of the episode so far."""
@@ -162,7 +162,9 @@ def episode_trace(
     if trace is None:
         trace = config.workload.sample(seed, config.models.names)
     if not isinstance(trace, RequestTrace):
-        raise ConfigError(f"options['trace'] is a {type(trace).__name__}; accepted: a mmsched_env.workload.RequestTrace")
+        raise ConfigError(
+            f"options['trace'] is a {type(trace).__name__}; accepted: a mmsched_env.workload.RequestTrace"
+        )
     return trace
 
 
@@ -171,4 +173,6 @@ def require_legal(simulation: Simulation, env: int, index: int) -> None:
     mask = simulation.current.mask[env]
     if not 0 <= index < len(mask) or not mask[index]:
         what = str(simulation.layout.decode(index)) if 0 <= index < len(mask) else f"outside 0..{len(mask) - 1}"
-        raise MmschedError(f"action {index} of environment {env} is illegal now ({what}); accepted: where action_mask is 1")
+        raise MmschedError(
+            f"action {index} of environment {env} is illegal now ({what}); accepted: where action_mask is 1"
+        )

@@ -133,7 +133,12 @@ TABLE: dict[str, tuple[str, str, tuple[tuple[str, str, str, str], ...]]] = {
             ("prefill_s", "K", "s", "prefill (or KV restore), alone"),
             ("token_s", "K", "s", "one decode iteration beside those already there"),
             ("gpu_need_gb", "K", "GB", "GPU memory to join there, or to load the model and serve the request"),
-            ("fits", "K", "0/1", "would fit with nothing else on the GPU; 0 too for a level that is no level of its own"),
+            (
+                "fits",
+                "K",
+                "0/1",
+                "would fit with nothing else on the GPU; 0 too for a level that is no level of its own",
+            ),
         ),
     ),
     "globals": (
@@ -459,9 +464,7 @@ def encode_pair(s, p, r, request, g, instances, row):  # type: ignore[no-untyped
         else:
             need = p.gpu_weight_bytes[m, k] + p.buffer_bytes[m] + kv_tokens_reserved(request) * p.kv_gpu_bytes[m, k]
             row.gpu_need_gb[k] = need / GB
-            row.load_s[k] = (
-                p.init_s[m, g] + missing / p.disk_cap[m, g] + p.gpu_weight_bytes[m, k] / p.link_in_cap[m, g]
-            )
+            row.load_s[k] = p.init_s[m, g] + missing / p.disk_cap[m, g] + p.gpu_weight_bytes[m, k] / p.link_in_cap[m, g]
         if request.saved_host == h:
             row.prefill_s[k] = p.save_s[g] + request.saved_tokens * p.kv_gpu_bytes[m, k] / p.kv_in_cap[g]
         else:

@@ -65,14 +65,15 @@ class ServingVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[np.floa
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._rngs = [np.random.default_rng() for _ in range(num_envs)]
 
-    def reset(  # type: ignore[override]
+    def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Start all episodes; an int seed gives environment i the seed ``seed + i``, as Gymnasium's vector envs do.
 
         ``options["trace"]`` replays one trace everywhere; ``options["reset_mask"]`` (bool (N,)) restarts only some.
         """
-        seeds = [None if seed is None else seed + i for i in range(self.num_envs)] if not _listed(seed) else list(seed)  # type: ignore[operator,arg-type]
+        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed
+        seeds = [None] * self.num_envs if seeds is None else list(seeds)
         if len(seeds) != self.num_envs:
             raise ConfigError(f"seed has {len(seeds)} entries; accepted: one number, or one per environment")
         options = dict(options or {})
@@ -83,7 +84,7 @@ class ServingVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[np.floa
             self.simulation.reset(int(i), episode_trace(self.config, self._rngs[i], options))
         return self._observation(), {}
 
-    def step(
+    def step(  # type: ignore[override]  # Gymnasium types flags as float arrays, its own environments return bool
         self, actions: NDArray[np.int64]
     ) -> tuple[Observation, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
         """One action per environment; finished ones are reset within the step."""
@@ -135,7 +136,3 @@ class ServingVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[np.floa
     def _observation(self) -> Observation:
         views = self.simulation.current.observation()
         return {key: values.copy() for key, values in views.items()} if self.copy else views
-
-
-def _listed(seed: Any) -> bool:
-    return isinstance(seed, Sequence | np.ndarray)

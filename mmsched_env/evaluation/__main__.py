@@ -84,9 +84,7 @@ def _print_trace(name: str, trace: Any) -> None:
     print(f"{name}: {len(trace)} requests, {figures['rate_per_s']:.3f} per s" + (f" ({notes})" if notes else ""))
 
 
-def summarise(
-    name: str, env: EnvConfig, labels: list[str], episodes: dict[tuple[str, int], Episode]
-) -> dict[str, Any]:
+def summarise(name: str, env: EnvConfig, labels: list[str], episodes: dict[tuple[str, int], Episode]) -> dict[str, Any]:
     """Print the scenario's table and return it with everything needed to judge it."""
     count = 1 + max(e for _, e in episodes)
     keys = list(episodes[labels[0], 0].summary)

@@ -49,7 +49,9 @@ def _instantiate(name: str, settings: Mapping[str, Any]) -> Policy:
         if key not in values:
             raise unknown_name(f"setting of policy {name}", key, [str(k) for k in values if k != "_target_"])
     if name == CHECKPOINT and not Path(str(settings["path"])).is_file():
-        raise ConfigError(f"checkpoint '{settings['path']}' does not exist; accepted: a .zip written by `mmsched train`")
+        raise ConfigError(
+            f"checkpoint '{settings['path']}' does not exist; accepted: a .zip written by `mmsched train`"
+        )
     policy = instantiate(values | dict(settings))
     assert isinstance(policy, Policy)
     return policy

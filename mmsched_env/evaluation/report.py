@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -66,7 +65,7 @@ def write_parquet(path: Path, tables: Sequence[pa.Table]) -> None:
     """All requests of all episodes, atomically. Same results, same bytes: no time stamps inside."""
     temporary = path.with_suffix(".parquet.part")
     pq.write_table(pa.concat_tables(tables), temporary, compression="zstd")
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -74,7 +73,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     text = json.dumps(_plain(values), indent=2, sort_keys=True, allow_nan=False)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, suffix=".part") as file:
         file.write(text + "\n")
-    os.replace(file.name, path)
+    Path(file.name).replace(path)
 
 
 def _plain(value: Any) -> Any:

@@ -9,7 +9,7 @@ DISPATCH = 1
 START = 2  # joined the batch: prefill or decoding begins
 FIRST_TOKEN = 3
 FINISH = 4
-PREEMPT = 5  # request taken off its instance; value = context tokens whose KV is kept (0: recompute)
+PREEMPT = 5  # request taken off its instance; value = context tokens whose KV is kept in host RAM (0: none)
 SAVE_END = 6  # request's KV is in host RAM
 RESTORE_START = 7
 RESTORE_END = 8
@@ -20,7 +20,7 @@ UNLOAD_END = 12
 RESIZE_START = 13  # value = new level
 RESIZE_END = 14
 BUSY_START = 15  # instance starts iterating (request: the one in prefill)
-BUSY_END = 16
+BUSY_END = 16  # logged when time next moves on: after what ended the iterations
 
 NAMES = (
     "arrive",

@@ -14,6 +14,7 @@ from typing import Any
 
 import numba
 import numpy as np
+from numba.core import config as numba_config
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -47,12 +48,12 @@ def entry_point(function: Callable[..., Any], more: Iterable[Path] = ()) -> Any:
 
     `more` are source files beyond `compiled_sources` that it may call.
     """
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(cache_folder(more))
+    before = numba_config.CACHE_DIR
+    numba_config.CACHE_DIR = str(cache_folder(more))
     try:
         return numba.njit(error_model="numpy", cache=True)(function)
     finally:
-        numba.config.CACHE_DIR = before
+        numba_config.CACHE_DIR = before
 
 
 def records(array: Any) -> Any:
@@ -61,4 +62,4 @@ def records(array: Any) -> Any:
     A plain array: Numba takes five times as long to recognise a `recarray`. With NUMBA_DISABLE_JIT=1 a recarray,
     whose rows have their fields as attributes as in compiled code.
     """
-    return array.view(np.recarray if numba.config.DISABLE_JIT else np.ndarray)
+    return array.view(np.recarray if numba_config.DISABLE_JIT else np.ndarray)

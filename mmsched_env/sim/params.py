@@ -10,12 +10,18 @@ from numpy.typing import NDArray
 
 from ..config import PREEMPT_MODES, PREFILL_MODES, RESIZE_MODES, EnvConfig
 from ..costmodel.tables import CostTables
+from ..errors import ConfigError
 from ..reward import reward_weights
 from .state import PARAMS, Dims, zeros
 
 
 def make_params(config: EnvConfig, tables: CostTables, dims: Dims) -> Any:
     """PARAMS records, shape (1,). Unused GPUs, models and hosts stay zero and are never legal."""
+    for name in ("save_s", "unload_s", "init_s"):  # an operation must take time, or actions could go round in circles
+        if not (getattr(tables, name) > 0).all():
+            raise ConfigError(
+                f"cost table {name} has an entry of {getattr(tables, name).min()} s; accepted: seconds > 0"
+            )
     params = zeros(PARAMS, dims, 1)
     p = params[0]
     for field in dataclasses.fields(CostTables):

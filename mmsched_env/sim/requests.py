@@ -37,14 +37,14 @@ def make_requests(trace: RequestTrace, tables: CostTables, dims: Dims, ubatch_to
         records[name] = -1
 
     def unloaded(output: Any) -> Any:
-        return unloaded_latency(tables, trace.model, trace.prompt_tokens, trace.image_tokens, output, ubatch_tokens)
+        columns = (trace.model, trace.prompt_tokens, trace.image_tokens, output)
+        model, prompt, image, length = (np.asarray(column, np.int64) for column in columns)
+        return unloaded_latency(tables, model, prompt, image, length, ubatch_tokens)
 
     ttft_s, records["unloaded_s"] = unloaded(trace.output_tokens)
-    records["predicted_unloaded_s"] = unloaded(np.maximum(1, np.round(trace.predicted_tokens)).astype(np.int64))[1]
+    records["predicted_unloaded_s"] = unloaded(np.maximum(1, np.round(trace.predicted_tokens)))[1]
     records["slo_ttft_s"] = np.where(np.isnan(trace.slo_ttft_s), trace.slo_scale * ttft_s, trace.slo_ttft_s)
-    records["slo_e2e_s"] = np.where(
-        np.isnan(trace.slo_e2e_s), trace.slo_scale * records["unloaded_s"], trace.slo_e2e_s
-    )
+    records["slo_e2e_s"] = np.where(np.isnan(trace.slo_e2e_s), trace.slo_scale * records["unloaded_s"], trace.slo_e2e_s)
     return records
 
 

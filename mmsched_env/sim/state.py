@@ -270,7 +270,9 @@ PARAMS: tuple[Field, ...] = (
 def record_dtype(fields: tuple[Field, ...], dims: Dims) -> np.dtype[np.void]:
     """Aligned structured dtype of a field table at the given sizes."""
     sizes = dims.sizes()
-    spec = [(name, kind, tuple(sizes[letter] for letter in shape.split(",") if letter)) for name, shape, kind, _ in fields]
+    spec = [
+        (name, kind, tuple(sizes[letter] for letter in shape.split(",") if letter)) for name, shape, kind, _ in fields
+    ]
     return np.dtype(spec, align=True)
 
 

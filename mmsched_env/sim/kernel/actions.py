@@ -52,10 +52,7 @@ def can_join(s, p, request, i):
 def can_change(s, i):
     """Is instance i ready, with no transfer and no other action under way?"""
     return (
-        s.inst_phase[i] == READY
-        and s.inst_pending[i] == NO_PENDING
-        and s.op[i] == NO_OP
-        and s.restore_request[i] < 0
+        s.inst_phase[i] == READY and s.inst_pending[i] == NO_PENDING and s.op[i] == NO_OP and s.restore_request[i] < 0
     )
 
 

@@ -30,10 +30,18 @@ from .memory import gpu_of
 
 @compiled
 def context_tokens(request):
-    """Tokens in the request's KV cache."""
-    if request.phase == DECODE:
-        return request.prompt_tokens + request.image_tokens + request.generated
-    return request.prefilled
+    """Tokens in the request's KV cache, wherever that is."""
+    if request.prefilled < request.prefill_target:
+        return request.prefilled
+    return request.prompt_tokens + request.image_tokens + request.generated
+
+
+@compiled
+def resident_tokens(request):
+    """Tokens whose KV is on the request's instance, not in saved form: those of one that waits to join count too."""
+    if request.phase == PREFILL or request.phase == DECODE or (request.phase == BOUND and request.saved_host < 0):
+        return context_tokens(request)
+    return 0
 
 
 @compiled

@@ -146,4 +146,3 @@ def drop_saved(s, request):
         request.saved_host = -1
         request.saved_bytes = 0
         request.saved_tokens = 0
-

@@ -32,12 +32,11 @@ from ..state import (
     STAGE_UNLOAD,
     STAGE_WEIGHTS,
 )
-from .batching import context_tokens
+from .batching import resident_tokens
 from .logbook import record
 from .memory import admit_to_cache, gpu_of, kv_tokens_reserved, repin, shrink_cache
 from .requests import free_seat, take_off
 from .transfers import clear_stages, stage_cap, stage_resource, start_unit
-
 
 # ---------------------------------------------------------------- running the stages of an operation
 
@@ -232,7 +231,9 @@ def resize_holds(s, p, i, k, tokens):
     """Extra bytes (GPU, pinned weights, CPU-side KV, swap) a resize of instance i to level k needs until it ends."""
     m = s.inst_model[i]
     old = s.inst_level[i]
-    gpu = p.gpu_weight_bytes[m, k] - p.gpu_weight_bytes[m, old] + tokens * (p.kv_gpu_bytes[m, k] - p.kv_gpu_bytes[m, old])
+    gpu = (
+        p.gpu_weight_bytes[m, k] - p.gpu_weight_bytes[m, old] + tokens * (p.kv_gpu_bytes[m, k] - p.kv_gpu_bytes[m, old])
+    )
     pin = p.cpu_weight_bytes[m, k] - s.pinned[p.gpu_host[gpu_of(s, i)], m]
     kv = tokens * (p.kv_cpu_bytes[m, k] - p.kv_cpu_bytes[m, old])
     swap = 0 if p.resize_mode == MOVE else tokens * p.kv_gpu_bytes[m, old]
@@ -272,9 +273,9 @@ def start_resize(s, p, r, log, i):
     tokens = 0
     for b in range(s.seat.shape[1]):
         j = s.seat[i, b]
-        if j >= 0 and (r[j].phase == PREFILL or r[j].phase == DECODE):
+        if j >= 0 and resident_tokens(r[j]) > 0:
             count += 1
-            tokens += context_tokens(r[j])
+            tokens += resident_tokens(r[j])
     if p.resize_mode == MOVE:
         grown = p.gpu_weight_bytes[m, new] - p.gpu_weight_bytes[m, old]
         grown += tokens * (p.kv_gpu_bytes[m, new] - p.kv_gpu_bytes[m, old])

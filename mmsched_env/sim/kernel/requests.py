@@ -18,7 +18,7 @@ from ..state import (
     UNIT_IDLE,
 )
 from . import waiting
-from .batching import context_tokens, stop_soon
+from .batching import resident_tokens, stop_soon
 from .costs import prefill_seconds
 from .logbook import record
 from .memory import drop_saved, gpu_of, reserve_kv, swap_free
@@ -133,9 +133,9 @@ def take_off(s, p, r, log, i, b):
     g = gpu_of(s, i)
     k = s.inst_level[i]
     running = r[j].phase == PREFILL or r[j].phase == DECODE
-    tokens = context_tokens(r[j]) if running else 0
+    tokens = resident_tokens(r[j])
     waiting.push(s, r, j)
-    if running:
+    if running or tokens > 0:
         r[j].num_preemptions += 1
         s.num_preempted += 1
         if tokens > 0 and worth_saving(s, p, r[j], i, tokens):
@@ -147,7 +147,7 @@ def take_off(s, p, r, log, i, b):
             record(s, log, events.PREEMPT, j, i, m, k, tokens)
             return tokens * p.kv_gpu_bytes[m, k]
         start_over(r[j])
-    record(s, log, events.PREEMPT, j, i, m, k, 0.0)
+    record(s, log, events.PREEMPT, j, i, m, k, r[j].saved_tokens)
     free_seat(s, p, r, i, b)
     s.decision = 1
     return -1
