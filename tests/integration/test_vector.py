@@ -1,0 +1,151 @@
+"""The vector environment is N single ones, bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+
+from mmsched_env.config import ConfigError
+from mmsched_env.env import ServingEnv
+from mmsched_env.errors import MmschedError
+from mmsched_env.vector_env import ServingVectorEnv
+
+N = 5
+SEEDS = [11, 3, 5, 8, 2]
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Same keys, types, shapes and bits; NaN equals NaN."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    return a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind == "f") if hasattr(a, "dtype") else a == b
+
+
+@pytest.mark.parametrize("copy", [True, False])
+def test_vector_equals_singles(tiny: Any, random_action: Any, copy: bool) -> None:
+    """Observations, rewards, flags, infos and metrics, over several episodes of different lengths each."""
+    config = tiny(6, preempt_mode="recompute")
+    vector = ServingVectorEnv(N, config, copy=copy)
+    singles = [ServingEnv(config) for _ in range(N)]
+    rng = np.random.default_rng(0)
+    batch, infos = vector.reset(seed=SEEDS)
+    obs = [env.reset(seed=seed)[0] for env, seed in zip(singles, SEEDS, strict=True)]
+    episodes = np.zeros(N, int)
+    for step in range(400):
+        for i in range(N):
+            assert equal({key: values[i] for key, values in batch.items()}, obs[i]), (step, i)
+        actions = np.array([random_action(rng, vector.simulation.layout, o["action_mask"]) for o in obs])
+        if step % 10 == 0:
+            actions[step % N] = 404 if step % 20 else -1
+        assert np.array_equal(vector.action_masks(), batch["action_mask"] == 1)
+        batch, rewards, terminated, truncated, infos = vector.step(actions)
+        for i, env in enumerate(singles):
+            obs[i], reward, over, cut, info = env.step(int(actions[i]))
+            assert (rewards[i], terminated[i], truncated[i]) == (reward, over, cut)
+            assert infos["time_s"][i] == info["time_s"] and infos["illegal_action"][i] == info["illegal_action"]
+            for name, value in info["reward_terms"].items():
+                assert infos["reward_terms"][name][i] == value
+            assert ("final_obs" in infos and infos["final_obs"][i] is not None) == (over or cut)
+            if over or cut:
+                assert infos["_final_obs"][i] and infos["_final_info"][i]
+                assert equal(infos["final_obs"][i], obs[i])
+                metrics = infos["final_info"][i]["metrics"]
+                assert metrics.keys() == info["metrics"].keys()
+                assert all(equal(np.float64(metrics[k]), np.float64(info["metrics"][k])) for k in metrics)
+                obs[i] = env.reset()[0]
+                episodes[i] += 1
+        if (terminated | truncated).any():
+            assert infos["_final_obs"].tolist() == (terminated | truncated).tolist()
+    assert episodes.min() >= 1 and len(set(episodes.tolist())) > 1
+
+
+def test_int_seed_and_list_of_seeds(tiny: Any) -> None:
+    vector = ServingVectorEnv(3, tiny())
+    a, _ = vector.reset(seed=40)
+    b, _ = vector.reset(seed=[40, 41, 42])
+    assert equal(a, b)
+    assert not np.array_equal(a["queue"][0], a["queue"][1])
+    with pytest.raises(ConfigError, match="seed has 2 entries"):
+        vector.reset(seed=[1, 2])
+
+
+def test_spaces_and_metadata(tiny: Any) -> None:
+    vector = gym.make_vec("mmsched/Serving-v0", 3, vectorization_mode="vector_entry_point", config=tiny())
+    assert vector.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
+    obs, _ = vector.reset(seed=0)
+    assert vector.observation_space.contains(obs)
+    assert vector.action_space.contains(np.array([0, 1, 404]))
+    for bad in (np.zeros(2, int), np.zeros((3, 1), int)):
+        with pytest.raises(ConfigError, match="actions have shape"):
+            vector.step(bad)
+
+
+def test_copy_false_keeps_the_observation_before(tiny: Any) -> None:
+    """Two buffers in turn: the observation handed out last stays as it is for one more step."""
+    vector = ServingVectorEnv(2, tiny(), copy=False)
+    last, _ = vector.reset(seed=0)
+    for _ in range(6):
+        before = {key: values.copy() for key, values in last.items()}
+        actions = np.array([np.flatnonzero(mask)[-1] for mask in last["action_mask"]])
+        now = vector.step(actions)[0]
+        assert equal(before, last)
+        assert any(not np.shares_memory(last[key], now[key]) for key in now)
+        last = now
+
+
+def test_some_environments_can_be_reset(tiny: Any) -> None:
+    vector = ServingVectorEnv(3, tiny())
+    vector.reset(seed=0)
+    for _ in range(3):
+        vector.step(np.array([np.flatnonzero(mask)[-1] for mask in vector.action_masks()]))
+    times = vector.simulation.state["now"].copy()
+    obs, _ = vector.reset(seed=[0, None, 9], options={"reset_mask": np.array([False, False, True])})
+    assert vector.simulation.state["now"][:2].tolist() == times[:2].tolist()
+    fresh, _ = ServingEnv(tiny()).reset(seed=9)
+    assert equal({key: values[2] for key, values in obs.items()}, fresh)
+
+
+def test_one_trace_for_all(tiny: Any, trace_of: Any) -> None:
+    vector = ServingVectorEnv(2, tiny())
+    obs, _ = vector.reset(options={"trace": trace_of(arrival_s=[1.0], output_tokens=[2])})
+    assert all(np.array_equal(values[0], values[1]) for values in obs.values())
+
+
+def test_longer_traces_make_room(tiny: Any, trace_of: Any) -> None:
+    """A longer trace in one environment must not disturb the other, whose episode goes on."""
+    vector = ServingVectorEnv(2, tiny(), logging=True)
+    short = trace_of(arrival_s=[1.0], output_tokens=[2])
+    vector.reset(seed=0, options={"trace": short})
+    before = vector.simulation.episode_requests(0).copy()
+    long = trace_of(arrival_s=np.linspace(0, 50, 500), output_tokens=3)
+    vector.reset(options={"trace": long, "reset_mask": np.array([False, True])})
+    assert vector.simulation.episode_requests(0).tobytes() == before.tobytes()
+    assert len(vector.simulation.episode_requests(1)) == 500
+    assert vector.simulation.event_log(0)["request"].tolist() == [0]
+
+
+def test_strict_actions_name_the_environment(tiny: Any) -> None:
+    vector = ServingVectorEnv(2, tiny(strict_actions=True))
+    vector.reset(seed=0)
+    state = vector.simulation.state.tobytes()
+    legal = int(np.flatnonzero(vector.action_masks()[0])[0])
+    with pytest.raises(MmschedError, match="action 404 of environment 1 is illegal now"):
+        vector.step(np.array([legal, 404]))
+    assert vector.simulation.state.tobytes() == state
+
+
+def test_refusals(tiny: Any) -> None:
+    with pytest.raises(ConfigError, match="num_envs is 0"):
+        ServingVectorEnv(0, tiny())
+    with pytest.raises(ConfigError, match="does not render"):
+        ServingVectorEnv(1, tiny(), render_mode="ansi")
+
+
+@pytest.mark.xfail(strict=True, raises=AttributeError, reason="ServingVectorEnv.step does not check for reset")
+def test_step_before_reset(tiny: Any) -> None:
+    with pytest.raises(gym.error.ResetNeeded):
+        ServingVectorEnv(2, tiny()).step(np.zeros(2, int))
