@@ -1,0 +1,126 @@
+"""Checkpoint files: one .zip of JSON and tensors, nothing in it is unpickled.
+
+``checkpoint.json``    format, layout signature, configuration, step counts, return statistics, library versions
+``parameters.pth``     PyTorch state dicts of the policy and its optimiser
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmsched_env.errors import ConfigError
+
+FORMAT = "mmsched checkpoint 1"
+ACCEPTED = "a .zip that `mmsched train` wrote"
+META = "checkpoint.json"
+PARAMETERS = "parameters.pth"
+UNREADABLE = (zipfile.BadZipFile, pickle.UnpicklingError, KeyError, TypeError, ValueError, EOFError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in memory."""
+
+    layout: dict[str, Any]
+    """`mmsched_env.observation.layout_signature` of the training environment"""
+    env: dict[str, Any]
+    """its configuration, for the record"""
+    agent: dict[str, Any]
+    """`AgentConfig` values"""
+    seed: int
+    num_steps: int
+    num_updates: int
+    returns: dict[str, float] | None
+    """running mean, var and count of the discounted return; none: rewards are not normalised"""
+    versions: dict[str, str]
+    parameters: dict[str, Any]
+    """"policy" and "policy.optimizer" state dicts"""
+
+    def save(self, path: Path) -> None:
+        """Write the file completely or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        meta = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "parameters"}
+        tensors = io.BytesIO()
+        torch.save(self.parameters, tensors)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with zipfile.ZipFile(temporary, "w") as archive:
+                archive.writestr(META, json.dumps(_plain({"format": FORMAT} | meta), indent=1))
+                archive.writestr(PARAMETERS, tensors.getvalue())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint file.
+
+    Raises
+    ------
+    ConfigError
+        There is no such file, or it is not a checkpoint.
+    """
+    path = Path(path)
+    if path.suffix != ".zip" or not path.is_file():
+        what = "no such file" if path.suffix == ".zip" else "not a .zip file"
+        raise ConfigError(f"checkpoint {path}: {what}; accepted: {ACCEPTED}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            meta = json.loads(archive.read(META))
+            if meta.pop("format") != FORMAT:
+                raise KeyError("format")
+            parameters = torch.load(io.BytesIO(archive.read(PARAMETERS)), map_location="cpu", weights_only=True)
+        return Checkpoint(**meta, parameters=parameters)
+    except UNREADABLE as error:
+        raise ConfigError(f"checkpoint {path}: not of format '{FORMAT}'; accepted: {ACCEPTED}") from error
+
+
+def layout_difference(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two layout signatures, in words; empty if nothing does."""
+    parts = [
+        f"size {letter} is {saved['sizes'].get(letter)} in the checkpoint, {size} here"
+        for letter, size in now["sizes"].items()
+        if saved["sizes"].get(letter) != size
+    ]
+    for block, names in now["fields"].items():
+        old = saved["fields"].get(block, [])
+        gone, new = [n for n in old if n not in names], [n for n in names if n not in old]
+        if gone:
+            parts.append(f"fields of {block} only in the checkpoint: {', '.join(gone)}")
+        if new:
+            parts.append(f"fields of {block} only here: {', '.join(new)}")
+        if old != names and not gone and not new:
+            parts.append(f"the fields of {block} are in another order")
+    return "; ".join(parts)
+
+
+def require_layout(path: str | Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise unless the checkpoint's observation layout is the environment's."""
+    difference = layout_difference(saved, now)
+    if difference:
+        raise ConfigError(
+            f"checkpoint {path} is of another observation layout ({difference}); accepted: one trained with this one"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """As JSON can hold it: tuples as lists, infinity as text."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, str | int | float | None) else str(value)

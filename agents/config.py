@@ -1,0 +1,95 @@
+"""What a training run is made of. `conf/agent/*.yaml` hold `AgentConfig`'s values; a test keeps the two equal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mmsched_env.config import EnvConfig
+from mmsched_env.errors import ConfigError
+
+ALGORITHMS = ("maskable_ppo",)
+POLICIES = ("scorer", "mlp")
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """Algorithm, network and hyperparameters."""
+
+    algorithm: str = "maskable_ppo"
+    policy: str = "scorer"
+    """scorer (rates each action with shared weights) or mlp (one vector in, all logits out)"""
+    net_arch: tuple[int, ...] = (64,)
+    """widths of the hidden layers; a scorer has one width"""
+    learning_rate: float = 7e-4
+    """at the start; falls linearly to a tenth of it"""
+    n_steps: int = 128
+    """decisions per environment and update"""
+    batch_size: int = 2048
+    n_epochs: int = 4
+    horizon_s: float = 100.0
+    """rewards are discounted by exp(-simulated seconds / horizon_s). The objective is undiscounted flow time, but what a
+    decision changes is over once the requests and loads it delays are done; a longer horizon only adds noise"""
+    gamma: float = 1.0
+    """further discount for each decision; below 1 it rewards decisions that let no time pass (see buffer.py)"""
+    gae_lambda: float = 0.97
+    ent_coef: float = 0.002
+    vf_coef: float = 0.5
+    clip_range: float = 0.2
+    max_grad_norm: float = 0.5
+    target_kl: float | None = None
+    """an update's epochs end early beyond 1.5 times this divergence; none: never"""
+    normalise_returns: bool = True
+    """divide rewards by the running standard deviation of the discounted return"""
+    episode_steps: int = 3000
+    """training episodes are truncated after this many decisions (and bootstrapped): early policies thrash for ever"""
+
+    def __post_init__(self) -> None:
+        _require(self.algorithm in ALGORITHMS, "algorithm", self.algorithm, ", ".join(ALGORITHMS))
+        _require(self.policy in POLICIES, "policy", self.policy, " or ".join(POLICIES))
+        one_width = self.policy != "scorer" or len(self.net_arch) == 1
+        widths = len(self.net_arch) >= 1 and all(width >= 1 for width in self.net_arch)
+        _require(widths and one_width, "net_arch", self.net_arch, "whole numbers >= 1, a single one with policy=scorer")
+        _require(0 < self.learning_rate < 1, "learning_rate", self.learning_rate, "a number in (0, 1)")
+        for key in ("n_steps", "batch_size", "n_epochs", "episode_steps"):
+            _require(getattr(self, key) >= 1, key, getattr(self, key), "a whole number >= 1")
+        for key in ("gamma", "gae_lambda"):
+            _require(0 < getattr(self, key) <= 1, key, getattr(self, key), "a number in (0, 1]")
+        for key in ("ent_coef", "vf_coef"):
+            _require(getattr(self, key) >= 0, key, getattr(self, key), "a number >= 0")
+        for key in ("horizon_s", "clip_range", "max_grad_norm"):
+            _require(getattr(self, key) > 0, key, getattr(self, key), "a number > 0")
+        _require(self.target_kl is None or self.target_kl > 0, "target_kl", self.target_kl, "a number > 0, or null")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run."""
+
+    env: EnvConfig = field(default_factory=EnvConfig)
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    seed: int = 0
+    total_steps: int = 1_000_000
+    """decisions over all environments, those before a resume included"""
+    num_envs: int = 64
+    run_dir: str = "runs/train"
+    """checkpoints and TensorBoard files go here"""
+    checkpoint_every: int = 100_000
+    """decisions between checkpoints"""
+    resume: bool = False
+    """continue from the run directory's latest checkpoint; without one, start anew"""
+    torch_threads: int = 0
+    """0: as PyTorch chooses"""
+    device: str = "cpu"
+    """a PyTorch device; networks this small are fastest on the CPU"""
+
+    def __post_init__(self) -> None:
+        for key in ("total_steps", "num_envs", "checkpoint_every"):
+            _require(getattr(self, key) >= 1, key, getattr(self, key), "a whole number >= 1", "")
+        for key in ("seed", "torch_threads"):
+            _require(getattr(self, key) >= 0, key, getattr(self, key), "a whole number >= 0", "")
+        _require(bool(self.run_dir), "run_dir", self.run_dir, "a folder", "")
+
+
+def _require(ok: bool, key: str, value: object, accepted: str, prefix: str = "agent.") -> None:
+    if not ok:
+        raise ConfigError(f"{prefix}{key} is {value!r}; accepted: {accepted}")

@@ -1,0 +1,107 @@
+"""The native vector environment as a Stable-Baselines3 `VecEnv`: no subprocesses, no Python work per environment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+
+from mmsched_env.config import EnvConfig
+from mmsched_env.observation import MASK_KEY, space
+from mmsched_env.sim.state import Dims
+from mmsched_env.vector_env import ServingVectorEnv
+
+
+class ServingSB3VecEnv(VecEnv):
+    """N episodes stepped by one kernel call, in SB3's words.
+
+    Observations are dicts of float32 (N, rows..., fields) without the action mask; sb3-contrib asks for that by
+    ``env_method("action_masks")``. They are views of one of two buffers in turn, so an observation is overwritten by
+    the second step after it: SB3's algorithms copy it into their buffer before that. `rewards` are the raw ones.
+
+    The info of a finished episode holds ``terminal_observation`` (taken before the reset), ``TimeLimit.truncated``,
+    ``episode`` {"r": return, "l": steps} as SB3's Monitor gives it, and ``metrics`` (`mmsched_env.metrics.summary`).
+    All other infos are empty.
+    """
+
+    def __init__(self, num_envs: int, config: EnvConfig) -> None:
+        self.serving = ServingVectorEnv(num_envs, config, copy=False)
+        super().__init__(num_envs, learner_space(self.serving.simulation.dims), self.serving.single_action_space)
+        self.elapsed_s = np.zeros(num_envs)
+        """simulated seconds that the last step took (N,)"""
+        self._actions = np.zeros(num_envs, np.int64)
+        self._returns = np.zeros(num_envs)
+        self._lengths = np.zeros(num_envs, np.int64)
+
+    def reset(self) -> VecEnvObs:
+        """Start all episodes; environment i gets the seed ``seed + i`` of the last `seed()` call."""
+        observation, _ = self.serving.reset(seed=self._seeds)
+        self._reset_seeds()
+        self._returns[:] = 0
+        self._lengths[:] = 0
+        return _without_mask(observation)
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        self._actions = np.asarray(actions, np.int64)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        before = self.serving.simulation.state["now"].copy()
+        observation, rewards, terminated, truncated, infos = self.serving.step(self._actions)
+        self.elapsed_s = infos["time_s"] - before
+        self._returns += rewards
+        self._lengths += 1
+        done = terminated | truncated
+        out: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        for i in np.flatnonzero(done):
+            out[i] = {
+                "terminal_observation": _without_mask(infos["final_obs"][i]),
+                "TimeLimit.truncated": bool(truncated[i] and not terminated[i]),
+                "episode": {"r": float(self._returns[i]), "l": int(self._lengths[i])},
+                "metrics": infos["final_info"][i]["metrics"],
+            }
+            self._returns[i] = 0
+            self._lengths[i] = 0
+        return _without_mask(observation), rewards.astype(np.float32), done, out
+
+    def close(self) -> None:
+        self.serving.close()
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Legal actions now, bool (N, A); a view, overwritten by the next step but one."""
+        return self.serving.simulation.current.mask.view(np.bool_)
+
+    # ---- SB3's access to single environments; there are none, so attributes are the batch's own
+
+    def has_attr(self, attr_name: str) -> bool:
+        return hasattr(self, attr_name) or hasattr(self.serving, attr_name)
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        owner = self if hasattr(self, attr_name) else self.serving
+        return [getattr(owner, attr_name) for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        raise NotImplementedError("the environments of a batch share one configuration; build another ServingSB3VecEnv")
+
+    def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
+        if method_name != "action_masks":
+            raise AttributeError(f"the batch's environments have no method '{method_name}', only 'action_masks'")
+        masks = self.action_masks()
+        return list(masks) if indices is None else [masks[i] for i in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type[Any], indices: VecEnvIndices = None) -> list[bool]:
+        """True for Monitor: its statistics are in the infos."""
+        return [wrapper_class is Monitor for _ in self._get_indices(indices)]
+
+
+def learner_space(dims: Dims) -> gym.spaces.Dict:
+    """The observation space without the action mask."""
+    return gym.spaces.Dict({key: box for key, box in space(dims).items() if key != MASK_KEY})
+
+
+def _without_mask(observation: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {key: values for key, values in observation.items() if key != MASK_KEY}
