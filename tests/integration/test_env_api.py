@@ -161,6 +161,17 @@ def test_reset_refuses(env: ServingEnv, trace_of: Any) -> None:
         env.reset(options={"trace": huge})
 
 
+@pytest.mark.xfail(
+    strict=True, raises=RuntimeError, reason="check_servable adds the tokens as int32, the sum overflows"
+)
+def test_reset_refuses_more_tokens_than_an_int32_holds(env: ServingEnv, trace_of: Any) -> None:
+    many = 2_000_000_000
+    trace = trace_of(arrival_s=[0.0], prompt_tokens=many, max_tokens=many, output_tokens=1)
+    with pytest.raises(TraceError, match="request 0 of model"):
+        env.reset(options={"trace": trace})
+        env.step(0)
+
+
 def test_a_refused_reset_leaves_the_episode_alone(env: ServingEnv, trace_of: Any) -> None:
     obs, _ = env.reset(seed=0)
     with pytest.raises(TraceError):

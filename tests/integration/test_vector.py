@@ -63,6 +63,31 @@ def test_vector_equals_singles(tiny: Any, random_action: Any, copy: bool) -> Non
     assert episodes.min() >= 1 and len(set(episodes.tolist())) > 1
 
 
+def test_vector_equals_gymnasium_sync_vector_env(tiny: Any, random_action: Any) -> None:
+    """What Gymnasium makes of the single environment, with the same autoreset."""
+    ours = gym.make_vec("mmsched/Serving-v0", 2, vectorization_mode="vector_entry_point", config=tiny(3))
+    theirs = gym.make_vec(
+        "mmsched/Serving-v0",
+        2,
+        vectorization_mode="sync",
+        vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
+        config=tiny(3),
+    )
+    rng, layout = np.random.default_rng(0), ours.unwrapped.simulation.layout
+    a, b = ours.reset(seed=4)[0], theirs.reset(seed=4)[0]
+    ends = 0
+    for _ in range(150):
+        assert all(np.array_equal(a[key], b[key]) for key in b)
+        actions = np.array([random_action(rng, layout, mask) for mask in b["action_mask"]])
+        a, *flags, infos = ours.step(actions)
+        b, *expected, their_infos = theirs.step(actions)
+        assert all(np.array_equal(x, y) for x, y in zip(flags, expected, strict=True))
+        for i in np.flatnonzero(flags[1]):
+            assert equal(infos["final_obs"][i], their_infos["final_obs"][i])
+            ends += 1
+    assert ends > 1
+
+
 def test_int_seed_and_list_of_seeds(tiny: Any) -> None:
     vector = ServingVectorEnv(3, tiny())
     a, _ = vector.reset(seed=40)

@@ -202,6 +202,7 @@ class Recount:
             layout = self.sim.layout
             wrong = {str(layout.decode(a)) for a in actual ^ expected}
             assert actual == expected, f"mask and rules disagree on {sorted(wrong)}"
+            assert expected - {0}, "a decision without a choice is not skipped"
             assert (self.sim.current.mask[self.env] == self.s["mask"]).all()
 
     def check_clock(self) -> None:
