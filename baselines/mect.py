@@ -3,8 +3,11 @@
 For every waiting request, oldest first, the completion time of every GPU and offload level is estimated: seconds until
 there is room or a seat, load, prefill, decoding at that level. The request takes its best option if that can be had
 now, unloads idle models if those stand in its way, and else goes on waiting for it, so that no request is put on a
-slow place when waiting is expected to be faster. With `resize_gain`, an instance with layers on the CPU gets more of
-them onto the GPU once the predicted saving for its requests exceeds that many times the seconds it takes (OFFLOAD).
+slow place when waiting is expected to be faster.
+
+OFFLOAD is used both ways: a request that its model's instance has no memory for at its present level, even alone, is
+let in by moving layers to the CPU once it has waited `admit_after_s`; an instance with layers on the CPU gets them back
+once the predicted saving for its requests exceeds `resize_gain` times the seconds that takes.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from .rules import dispatch_index, offload_index, part, preempt_index, rule
 class MectKnobs(NamedTuple):
     resize_gain: float
     deepest_only: float
+    admit_after_s: float
 
 
 @part
@@ -85,6 +89,33 @@ def first_step(view, q, g, k):  # type: ignore[no-untyped-def]
 
 
 @part
+def admit_by_resize(view, q, after_s):  # type: ignore[no-untyped-def]
+    """OFFLOAD of its model's instance to the deepest level that has memory for the request of slot q; WAIT: none."""
+    if view.queue[q].age_s < after_s:
+        return WAIT
+    for g in range(view.gpus.shape[0]):
+        i = instance_of(view, view.queue[q].model, g)
+        if i < 0 or view.pairs[q, g].fits[int(view.instances[i].level)] > 0.0:
+            continue
+        k = deepest_level(view, q, g)
+        if k >= 0 and view.mask[offload_index(view, i, k)] == 1:
+            return offload_index(view, i, k)
+    return WAIT
+
+
+@part
+def keeps_out(view, i, k):  # type: ignore[no-untyped-def]
+    """Would instance i at level k have no memory for a waiting request of its model that it has memory for now?"""
+    row = view.instances[i]
+    for q in range(view.queue.shape[0]):
+        if view.queue[q].present > 0.0 and view.queue[q].model == row.model:
+            fits = view.pairs[q, i // slots_per_gpu(view)].fits
+            if fits[int(row.level)] > 0.0 and fits[k] == 0.0:
+                return True
+    return False
+
+
+@part
 def worthwhile_resize(view, gain):  # type: ignore[no-untyped-def]
     """The OFFLOAD whose saving for the instance's requests exceeds `gain` times its seconds by most, or the PREEMPT of
     an idle instance that is in its way (and whose reload is then part of the price); WAIT: none."""
@@ -96,7 +127,7 @@ def worthwhile_resize(view, gain):  # type: ignore[no-untyped-def]
             continue
         victim = least_recently_used(view, i // slots_per_gpu(view), i)
         for k in range(row.level_step_s.shape[0]):
-            if k == row.level or row.level_gb[k] == 0.0:
+            if k == row.level or row.level_gb[k] == 0.0 or keeps_out(view, i, k):
                 continue
             action = offload_index(view, i, k)
             price = row.resize_s[k]
@@ -127,6 +158,9 @@ def mect(view, knobs):  # type: ignore[no-untyped-def]
             action = first_step(view, q, g, k)
             if action > WAIT:
                 return action
+        action = admit_by_resize(view, q, knobs.admit_after_s)
+        if action > WAIT:
+            return action
     return worthwhile_resize(view, knobs.resize_gain) if knobs.resize_gain > 0.0 else WAIT
 
 
@@ -139,9 +173,12 @@ class Mect(RulePolicy):
         OFFLOAD only if it saves more than this many times the seconds it costs; 0: never.
     deepest_only
         Load a model only at the deepest level its GPU could hold: never squeeze it in beside another.
+    admit_after_s
+        A request its model's instance can never hold waits this long before the instance is made to (OFFLOAD); inf:
+        for ever.
     """
 
     rule = mect
 
-    def __init__(self, resize_gain: float = 2.0, deepest_only: bool = False) -> None:
-        self.knobs = MectKnobs(float(resize_gain), float(deepest_only))
+    def __init__(self, resize_gain: float = 2.0, deepest_only: bool = True, admit_after_s: float = 60.0) -> None:
+        self.knobs = MectKnobs(float(resize_gain), float(deepest_only), float(admit_after_s))

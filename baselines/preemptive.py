@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .base import RulePolicy
-from .mect import best_option, first_step, worthwhile_resize
+from .mect import admit_by_resize, best_option, first_step, worthwhile_resize
 from .parts import INSTANCE, REQUEST, WAIT, instance_of, room_when_left, service_seconds, slots_per_gpu
 from .rules import part, preempt_index, rule
 
@@ -23,6 +23,7 @@ class PreemptiveKnobs(NamedTuple):
     factor: float
     resize_gain: float
     deepest_only: float
+    admit_after_s: float
 
 
 @part
@@ -90,6 +91,11 @@ def preemptive(view, knobs):  # type: ignore[no-untyped-def]
             action = displace_instance(view, q, g, k, wait_s, knobs.factor)
         if action > WAIT:
             return action
+    for q in range(index.shape[0]):
+        if view.queue[q].ready > 0.0:
+            action = admit_by_resize(view, q, knobs.admit_after_s)
+            if action > WAIT:
+                return action
     return worthwhile_resize(view, knobs.resize_gain) if knobs.resize_gain > 0.0 else WAIT
 
 
@@ -100,11 +106,17 @@ class Preemptive(RulePolicy):
     ----------
     factor
         Preempt only if the gain is this many times the loss (Shepherd's lambda); large: never.
-    resize_gain, deepest_only
+    resize_gain, deepest_only, admit_after_s
         As for `Mect`.
     """
 
     rule = preemptive
 
-    def __init__(self, factor: float = 3.0, resize_gain: float = 2.0, deepest_only: bool = False) -> None:
-        self.knobs = PreemptiveKnobs(float(factor), float(resize_gain), float(deepest_only))
+    def __init__(
+        self,
+        factor: float = 3.0,
+        resize_gain: float = 2.0,
+        deepest_only: bool = True,
+        admit_after_s: float = 60.0,
+    ) -> None:
+        self.knobs = PreemptiveKnobs(float(factor), float(resize_gain), float(deepest_only), float(admit_after_s))

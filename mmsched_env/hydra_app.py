@@ -87,6 +87,13 @@ def with_scenario(config_name: str, scenario: str) -> DictConfig:
     return compose(config_name, overrides=[*overrides, f"scenario={scenario}"])
 
 
+def scenario_label(name: str) -> str:
+    """The scenario's name, with the overrides that make it another one."""
+    groups = {field.name for field in fields(EnvConfig)} | {"env"}
+    changes = [o for o in HydraConfig.get().overrides.task if o.lstrip("+~").split(".")[0].split("=")[0] in groups]
+    return " ".join([name, *changes])
+
+
 def output_folder() -> str:
     """Where the running job's results go (``out=...``)."""
     return str(HydraConfig.get().runtime.output_dir)

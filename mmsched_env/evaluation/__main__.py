@@ -54,10 +54,11 @@ def evaluate(config: DictConfig) -> None:
 def _scenarios(config: DictConfig) -> dict[str, DictConfig]:
     """scenario -> its composed configuration; without ``scenarios`` the one already composed."""
     if config.scenarios is None:
-        return {str(config.scenario.name): config}
+        return {hydra_app.scenario_label(str(config.scenario.name)): config}
     chosen = config.scenarios
     names = hydra_app.scenario_names() if chosen == "all" else [chosen] if isinstance(chosen, str) else list(chosen)
-    return {name: hydra_app.with_scenario(COMMAND, name) for name in names}
+    composed = [hydra_app.with_scenario(COMMAND, name) for name in names]
+    return {hydra_app.scenario_label(str(scenario.scenario.name)): scenario for scenario in composed}
 
 
 def run_scenario(

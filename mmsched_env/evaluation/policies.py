@@ -7,10 +7,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from ..errors import ConfigError, unknown_name
+from ..errors import ConfigError, MmschedError, unknown_name
 from ..policy import Policy
 
 CHECKPOINT = "checkpoint"
@@ -52,6 +53,11 @@ def _instantiate(name: str, settings: Mapping[str, Any]) -> Policy:
         raise ConfigError(
             f"checkpoint '{settings['path']}' does not exist; accepted: a .zip written by `mmsched train`"
         )
-    policy = instantiate(values | dict(settings))
+    try:
+        policy = instantiate(values | dict(settings))
+    except InstantiationException as error:
+        if isinstance(error.__cause__, MmschedError):
+            raise error.__cause__ from None
+        raise ConfigError(f"policy {name} with {dict(settings)}: {error.__cause__ or error}") from None
     assert isinstance(policy, Policy)
     return policy

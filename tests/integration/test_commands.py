@@ -1,0 +1,113 @@
+"""The command line as a user runs it: results, and one clear line for every kind of bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+DATA = os.environ.get("MMSCHED_TEST_DATA")
+SHORT = ["workload.num_requests=30", "episodes=2", "policies=[fcfs,mect]"]
+
+
+def mmsched(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mmsched_env", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_two_evaluations_with_one_seed_write_the_same_bytes(tmp_path: Path) -> None:
+    for out in ("a", "b"):
+        run = mmsched("evaluate", *SHORT, f"out={out}", cwd=tmp_path)
+        assert run.returncode == 0, run.stderr
+    first, second = ((tmp_path / out / "requests.parquet").read_bytes() for out in ("a", "b"))
+    assert first == second
+
+
+def test_an_evaluation_accounts_for_every_request(tmp_path: Path) -> None:
+    run = mmsched("evaluate", *SHORT, "out=x", cwd=tmp_path)
+    assert "fcfs: 60 requests arrived, 60 finished, 0 unfinished" in run.stdout
+    rows = pq.read_table(tmp_path / "x" / "requests.parquet").to_pandas()
+    assert len(rows) == 2 * 2 * 30 and rows.finished.all()
+    assert (rows.generated_tokens == rows.output_tokens).all()
+    summary = json.loads((tmp_path / "x" / "summary.json").read_text())
+    (scenario,) = summary["scenarios"].values()
+    mean = scenario["mean"]["mect"]["mean_e2e_ms"]
+    by_episode = rows[rows.policy == "mect"].groupby("episode").e2e_s.mean()
+    assert mean == pytest.approx(1e3 * by_episode.mean(), rel=1e-12)
+    assert scenario["config"]["workload"]["num_requests"] == 30
+    assert len(scenario["profile_hash"]) == 64
+
+
+def test_multirun_and_scenarios(tmp_path: Path) -> None:
+    run = mmsched("evaluate", "-m", *SHORT, "seed=1,2", "out=sweep", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "sweep/0/summary.json").exists() and (tmp_path / "sweep/1/summary.json").exists()
+    run = mmsched("evaluate", *SHORT, "scenarios=[default,long-context]", "out=two", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert len(json.loads((tmp_path / "two/summary.json").read_text())["scenarios"]) == 2
+
+
+@pytest.mark.skipif(DATA is None, reason="needs the real traces: set MMSCHED_TEST_DATA")
+@pytest.mark.parametrize(("kind", "count"), [("arena27", 1500), ("azure2023", 2000)])
+def test_real_traces_are_served_to_the_end(tmp_path: Path, kind: str, count: int) -> None:
+    assert DATA is not None
+    path = {"arena27": "arena27_slora_vtc_prism/arena27_requests.csv", "azure2023": "azure_llm_2023"}[kind]
+    more = ["workload.num_requests=2000", "workload.rate_per_s=1"] if kind == "azure2023" else []
+    where = f"workload.path={Path(DATA) / 'traces' / path}"
+    run = mmsched("evaluate", f"workload={kind}", where, *more, "policies=[mect]", "episodes=1", "out=x", cwd=tmp_path)
+    assert f"mect: {count} requests arrived, {count} finished, 0 unfinished" in run.stdout, run.stderr
+
+
+BAD = {
+    "unknown command": (["fly"], "unknown command 'fly'; accepted: train, evaluate"),
+    "unknown policy": (["evaluate", "policies=[mecd]"], "'mecd' (did you mean 'mect'?); accepted: fcfs"),
+    "unknown policy setting": (["evaluate", "policies=[{name: mect, gian: 1}]"], "setting of policy mect 'gian'"),
+    "policy setting of the wrong type": (["evaluate", "policies=[{name: mect, resize_gain: much}]"], "much"),
+    "no policy": (["evaluate", "policies=[]"], "policies is []"),
+    "unknown GPU": (["evaluate", "cluster.gpus=[rtx9090]", "cluster.gpu_hosts=[]"], "gpu profile 'rtx9090'"),
+    "unknown model": (["evaluate", "models.names=[llama-9]"], "'llama-9'"),
+    "unknown scenario": (["evaluate", "scenarios=[nope]"], "unknown scenario 'nope'; accepted:"),
+    "unknown group option": (["evaluate", "cluster=nope"], "nope"),
+    "unknown key": (["evaluate", "clutser.gpus=[x]"], "clutser"),
+    "wrong type": (["evaluate", "limits.queue=many"], "limits.queue is 'many'; accepted: a whole number"),
+    "out of range": (["evaluate", "workload.rate_per_s=-1"], "workload.rate_per_s"),
+    "nan": (["evaluate", "workload.rate_per_s=.nan"], "workload.rate_per_s"),
+    "no episodes": (["evaluate", "episodes=0"], "episodes is 0"),
+    "missing trace file": (["evaluate", "workload=arena27", "workload.path=none.csv"], "none.csv"),
+    "broken trace file": (["evaluate", "workload=arena27", "workload.path=broken.csv"], "broken.csv"),
+    "missing checkpoint": (["evaluate", "policies=[none.zip]"], "none.zip"),
+    "not a checkpoint": (["evaluate", "policies=[broken.zip]"], "broken.zip"),
+    "model that fits nowhere": (
+        ["evaluate", "cluster.gpus=[rtx-5060-ti-16gb]", "cluster.gpu_hosts=[]", "cluster.hosts=[desktop-ddr4]"]
+        + ["cluster.kv_swap_fraction=0.99"],
+        "fits on no GPU",
+    ),
+    "wrong agent setting": (["train", "agent.gamma=2"], "agent.gamma is 2"),
+    "unknown experiment": (["train", "experiment=nope"], "nope"),
+    "unknown calibrate command": (["calibrate", "guess"], "calibrate guess"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_ends_in_one_line_and_status_2(name: str, tmp_path: Path) -> None:
+    arguments, expected = BAD[name]
+    (tmp_path / "broken.csv").write_text("arrival_s,model_id,prompt_tokens,output_tokens,req_id\n0.0,1,5,nan,0\n")
+    (tmp_path / "broken.zip").write_text("no zip")
+    run = mmsched(*arguments, *(["out=out"] if arguments[0] in ("train", "evaluate") else []), cwd=tmp_path)
+    assert run.returncode == 2, run.stdout + run.stderr
+    lines = [line for line in run.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("mmsched: error: "), run.stderr
+    assert expected in lines[0]
+    assert not list(tmp_path.glob("out/*.parquet")) and not list(tmp_path.glob("out/**/*.part"))
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["calibrate"], ["catalogue"]])
+def test_help(command: list[str], tmp_path: Path) -> None:
+    run = mmsched(*command, "--help", cwd=tmp_path)
+    assert run.returncode == 0
+    assert "mmsched" in run.stdout and "Traceback" not in run.stderr
