@@ -54,6 +54,10 @@ class Entities:
     """(N', F)"""
     instance_model: Tensor
     """(N',) row b M + m"""
+    idle: Tensor
+    """(N', 1) 1 where nothing is seated on the instance"""
+    speedup: Tensor
+    """(N', K) how much faster each level decodes, in powers of ten of the step's hundredths; 0: no such level"""
     gpus: Tensor
     """(B, G, F)"""
     models: Tensor
@@ -91,6 +95,8 @@ class EntityExtractor(BaseFeaturesExtractor):
             instance_at=instance_at,
             instances=self.squash["instances"](instances),
             instance_model=instance_model,
+            idle=(instances[:, self.columns["instances"]["num_seated"]] == 0).float(),
+            speedup=self._speedup(self.squash["instances"](instances)),
             gpus=self.squash["gpus"](observation["gpus"]),
             models=self.squash["models"](observation["models"]),
             whole=self.squash["globals"](observation["globals"]).squeeze(1),
@@ -103,6 +109,12 @@ class EntityExtractor(BaseFeaturesExtractor):
         chosen = rows.flatten(0, 1)[at]
         model = chosen[:, self.columns[block]["model"]].squeeze(1).long()
         return at, chosen, at // rows.shape[1] * self.dims.M + model
+
+    def _speedup(self, instances: Tensor) -> Tensor:
+        """Squashed decode time now minus that at each level (N', K)."""
+        column = self.columns["instances"]
+        after = instances[:, column["level_step_s"]]
+        return (instances[:, column["step_s"]] - after) * (after > 0)
 
     def _finish(self, requests: Tensor, pairs: Tensor) -> Tensor:
         """Expected seconds until each request is finished on each GPU at each level (N, G, K)."""

@@ -19,7 +19,11 @@ from .extractors import Entities, EntityExtractor, FlatExtractor
 
 RARE = -8.0
 """first logit of PREEMPT and OFFLOAD; drawn as often as the rest, they undo all work and no episode ever ends"""
-EAGERNESS = 8.0
+IDLE = 3.0
+"""added to PREEMPT's for an idle instance: no work is undone"""
+SPEED = 5.0
+"""a fresh scorer's weight of an OFFLOAD's speed-up: a random one slows the model down for the rest of the episode"""
+EAGERNESS = 20.0
 """a fresh scorer's weight of a DISPATCH's expected time to finish: uniform choices load models onto CPUs, a request then
 takes minutes, and the queue is lost before anything can be learned"""
 PATIENCE = 1.8
@@ -38,7 +42,7 @@ class Scorer(nn.Module):
 
     A request knows its model; an instance its model and GPU; a GPU its instances; everyone a summary of the whole.
     DISPATCH (q, g, k) is rated from request q, GPU g and the estimates for the pair; PREEMPT and OFFLOAD from the
-    instance; WAIT from the summary. Weights are shared over rows, so what is learned about one GPU or queue slot holds
+    instance and the requests' pairs with its GPU; WAIT from the summary. Weights are shared over rows, so what is learned about one GPU or queue slot holds
     for all of them. A fresh scorer dispatches where a request is expected to finish soonest, and learns from there.
     """
 
@@ -52,6 +56,7 @@ class Scorer(nn.Module):
         self.pair_from_request = nn.Linear(hidden, hidden, bias=False)
         self.pair_from_gpu = nn.Linear(hidden, hidden, bias=False)
         self.instance_hidden = nn.Linear(hidden, hidden, bias=False)
+        self.instance_from_demand = nn.Linear(hidden, hidden, bias=False)
         self.summary = nn.Linear(4 * hidden, hidden)
         self.critic = nn.Sequential(nn.Linear(4 * hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
         self.rate_pair = nn.Linear(hidden, dims.K)
@@ -61,6 +66,7 @@ class Scorer(nn.Module):
             nn.init.orthogonal_(layer.weight, 0.01)
             nn.init.zeros_(layer.bias)
         self.eagerness = nn.Parameter(torch.tensor(EAGERNESS))
+        self.speed = nn.Parameter(torch.tensor(SPEED))
         self.register_buffer("first_logits", first_logits(dims), persistent=False)
         self.latent_dim_pi = dims.A
         self.latent_dim_vf = hidden
@@ -99,15 +105,20 @@ class Scorer(nn.Module):
         summary = torch.relu(self.summary(whole))
         request = self.pair_from_request(requests + summary[seen.request_at // d.Q])
         gpu = self.pair_from_gpu(gpus)[seen.request_at // d.Q]
-        pairs = self.rate_pair(torch.relu(self.embed["pairs"](seen.pairs) + request.unsqueeze(1) + gpu))  # (N, G, K)
-        pairs = pairs + self.eagerness * (PATIENCE - seen.finish)
-        rated = self.rate_instance(torch.relu(self.instance_hidden(instances + summary[seen.instance_at // d.I])))
-        rated = _spread(rated, seen.instance_at, batch, d.I)  # (B, I, scopes + K)
+        pairs = torch.relu(self.embed["pairs"](seen.pairs) + request.unsqueeze(1) + gpu)  # (N, G, h)
+        dispatch = self.rate_pair(pairs) + self.eagerness * (PATIENCE - seen.finish)  # (N, G, K)
+        demand = pairs.new_zeros(batch, *pairs.shape[1:]).index_add(0, seen.request_at // d.Q, pairs) / d.Q
+        wanted = self.instance_from_demand(demand).flatten(0, 1)[seen.instance_at // d.S]
+        instance = self.instance_hidden(instances + summary[seen.instance_at // d.I]) + wanted
+        change = self.rate_instance(torch.relu(instance)) + torch.cat(
+            [IDLE * seen.idle.expand(-1, NUM_SCOPES), self.speed * seen.speedup], 1
+        )
+        change = _spread(change, seen.instance_at, batch, d.I)  # (B, I, scopes + K)
         parts = [
             self.rate_waiting(summary),
-            _spread(pairs.flatten(1), seen.request_at, batch, d.Q).flatten(1),
-            rated[..., :NUM_SCOPES].flatten(1),
-            rated[..., NUM_SCOPES:].flatten(1),
+            _spread(dispatch.flatten(1), seen.request_at, batch, d.Q).flatten(1),
+            change[..., :NUM_SCOPES].flatten(1),
+            change[..., NUM_SCOPES:].flatten(1),
         ]
         return torch.cat(parts, 1) + self.first_logits
 

@@ -34,8 +34,8 @@ def run_episode(simulation: Simulation, policy: Policy, trace: RequestTrace, see
     MmschedError
         The policy took an illegal action.
     """
+    policy.reset(simulation.layout, seed)  # first: it may refuse the layout, and the simulation may have to compile
     simulation.reset(0, trace)
-    policy.reset(simulation.layout, seed)
     action = np.zeros(1, np.int64)
     decision_s: list[float] = []
     while True:
