@@ -17,29 +17,36 @@ from torch import Tensor
 
 
 class TimedRolloutBuffer(MaskableDictRolloutBuffer):
-    """Generalised advantage estimates with the discount ``gamma exp(-seconds / horizon_s)`` for each step.
+    """Generalised advantage estimates with discount ``gamma exp(-t / horizon_s)`` and trace decay
+    ``gae_lambda exp(-t / trace_s)`` for a step of t simulated seconds.
 
     Parameters
     ----------
     elapsed_s
         Gives the simulated seconds (N,) of the step being added.
-    horizon_s
-        Time constant of the discount.
+    horizon_s, trace_s
+        Time constants.
     """
 
     def __init__(
-        self, *args: Any, elapsed_s: Callable[[], NDArray[np.float64]], horizon_s: float, **kwargs: Any
+        self,
+        *args: Any,
+        elapsed_s: Callable[[], NDArray[np.float64]],
+        horizon_s: float,
+        trace_s: float,
+        **kwargs: Any,
     ) -> None:
         self._elapsed_s = elapsed_s
         self._horizon_s = horizon_s
+        self._trace_s = trace_s
         super().__init__(*args, **kwargs)
 
     def reset(self) -> None:
-        self.discounts = np.ones((self.buffer_size, self.n_envs), np.float32)
+        self.seconds = np.zeros((self.buffer_size, self.n_envs), np.float32)
         super().reset()
 
     def add(self, *args: Any, **kwargs: Any) -> None:
-        self.discounts[self.pos] = self.gamma * np.exp(-self._elapsed_s() / self._horizon_s)
+        self.seconds[self.pos] = self._elapsed_s()
         super().add(*args, **kwargs)
 
     def compute_returns_and_advantage(self, last_values: Tensor, dones: NDArray[np.bool_]) -> None:
@@ -47,10 +54,12 @@ class TimedRolloutBuffer(MaskableDictRolloutBuffer):
         next_value = last_values.cpu().numpy().flatten()
         alive = 1.0 - dones
         advantage = np.zeros(self.n_envs, np.float32)
+        discounts = self.gamma * np.exp(-self.seconds / self._horizon_s)
+        traces = self.gae_lambda * np.exp(-self.seconds / self._trace_s)
         for step in reversed(range(self.buffer_size)):
-            discount = self.discounts[step] * alive
+            discount = discounts[step] * alive
             delta = self.rewards[step] + discount * next_value - self.values[step]
-            advantage = delta + discount * self.gae_lambda * advantage
+            advantage = delta + discount * traces[step] * advantage
             self.advantages[step] = advantage
             next_value = self.values[step]
             alive = 1.0 - self.episode_starts[step]

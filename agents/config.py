@@ -20,19 +20,26 @@ class AgentConfig:
     """scorer (rates each action with shared weights) or mlp (one vector in, all logits out)"""
     net_arch: tuple[int, ...] = (64,)
     """widths of the hidden layers; a scorer has one width"""
-    learning_rate: float = 7e-4
+    learning_rate: float = 1e-3
     """at the start; falls linearly to a tenth of it"""
     n_steps: int = 128
     """decisions per environment and update"""
     batch_size: int = 2048
-    n_epochs: int = 4
+    n_epochs: int = 3
     horizon_s: float = 100.0
     """rewards are discounted by exp(-simulated seconds / horizon_s). The objective is undiscounted flow time, but what a
     decision changes is over once the requests and loads it delays are done; a longer horizon only adds noise"""
     gamma: float = 1.0
     """further discount for each decision; below 1 it rewards decisions that let no time pass (see buffer.py)"""
-    gae_lambda: float = 0.97
-    ent_coef: float = 0.002
+    trace_s: float = 10.0
+    """advantages decay by exp(-simulated seconds / trace_s): what counts as seen rather than as predicted. Decays by
+    decision let an agent that stalls live on its own optimistic predictions"""
+    gae_lambda: float = 1.0
+    """further decay for each decision"""
+    change_cost: float = 1.0
+    """charged in training for each PREEMPT and OFFLOAD, in weight x s. Their true cost, a few milliseconds of everyone's
+    waiting at a time, drowns in the noise of the returns until there are thousands of them"""
+    ent_coef: float = 0.0
     vf_coef: float = 0.5
     clip_range: float = 0.2
     max_grad_norm: float = 0.5
@@ -54,9 +61,9 @@ class AgentConfig:
             _require(getattr(self, key) >= 1, key, getattr(self, key), "a whole number >= 1")
         for key in ("gamma", "gae_lambda"):
             _require(0 < getattr(self, key) <= 1, key, getattr(self, key), "a number in (0, 1]")
-        for key in ("ent_coef", "vf_coef"):
+        for key in ("ent_coef", "vf_coef", "change_cost"):
             _require(getattr(self, key) >= 0, key, getattr(self, key), "a number >= 0")
-        for key in ("horizon_s", "clip_range", "max_grad_norm"):
+        for key in ("horizon_s", "trace_s", "clip_range", "max_grad_norm"):
             _require(getattr(self, key) > 0, key, getattr(self, key), "a number > 0")
         _require(self.target_kl is None or self.target_kl > 0, "target_kl", self.target_kl, "a number > 0, or null")
 

@@ -17,10 +17,10 @@ from mmsched_env.sim.state import NUM_SCOPES, Dims
 from .distribution import MaskedCategorical
 from .extractors import Entities, EntityExtractor, FlatExtractor
 
-RARE = -8.0
-"""first logit of PREEMPT and OFFLOAD; drawn as often as the rest, they undo all work and no episode ever ends"""
+PREEMPT, OFFLOAD = -8.0, -10.0
+"""their first logits; drawn as often as the rest, they undo all work and no episode ever ends"""
 IDLE = 3.0
-"""added to PREEMPT's for an idle instance: no work is undone"""
+"""added to PREEMPT for an idle instance: no work is undone"""
 SPEED = 5.0
 """a fresh scorer's weight of an OFFLOAD's speed-up: a random one slows the model down for the rest of the episode"""
 EAGERNESS = 20.0
@@ -32,8 +32,10 @@ PATIENCE = 1.8
 
 def first_logits(dims: Dims) -> Tensor:
     """(A,) logits a fresh policy starts from."""
+    layout = ActionLayout(dims)
     logits = torch.zeros(dims.A)
-    logits[ActionLayout(dims).preempt_at :] = RARE
+    logits[layout.preempt_at :] = PREEMPT
+    logits[layout.offload_at :] = OFFLOAD
     return logits
 
 

@@ -22,16 +22,20 @@ class ServingSB3VecEnv(VecEnv):
 
     Observations are dicts of float32 (N, rows..., fields) without the action mask; sb3-contrib asks for that by
     ``env_method("action_masks")``. They are views of one of two buffers in turn, so an observation is overwritten by
-    the second step after it: SB3's algorithms copy it into their buffer before that. `rewards` are the raw ones.
+    the second step after it: SB3's algorithms copy it into their buffer before that.
+
+    `rewards` are the environment's less `change_cost` (weight x s) for every PREEMPT and OFFLOAD; the returns in the infos
+    are without it.
 
     The info of a finished episode holds ``terminal_observation`` (taken before the reset), ``TimeLimit.truncated``,
     ``episode`` {"r": return, "l": steps} as SB3's Monitor gives it, and ``metrics`` (`mmsched_env.metrics.summary`).
     All other infos are empty.
     """
 
-    def __init__(self, num_envs: int, config: EnvConfig) -> None:
+    def __init__(self, num_envs: int, config: EnvConfig, change_cost: float = 0.0) -> None:
         self.serving = ServingVectorEnv(num_envs, config, copy=False)
         super().__init__(num_envs, learner_space(self.serving.simulation.dims), self.serving.single_action_space)
+        self.change_cost = change_cost
         self.elapsed_s = np.zeros(num_envs)
         """simulated seconds that the last step took (N,)"""
         self._actions = np.zeros(num_envs, np.int64)
@@ -66,7 +70,8 @@ class ServingSB3VecEnv(VecEnv):
             }
             self._returns[i] = 0
             self._lengths[i] = 0
-        return _without_mask(observation), rewards.astype(np.float32), done, out
+        changes = self._actions >= self.serving.simulation.layout.preempt_at
+        return _without_mask(observation), (rewards - self.change_cost * changes).astype(np.float32), done, out
 
     def close(self) -> None:
         self.serving.close()

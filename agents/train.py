@@ -94,7 +94,7 @@ def make_venv(config: TrainConfig) -> tuple[VecEnv, ServingSB3VecEnv]:
     """The environments as the algorithm sees them (rewards normalised if wanted), and as they are."""
     sim = config.env.sim
     limited = dataclasses.replace(sim, max_steps=min(sim.max_steps, config.agent.episode_steps))
-    serving = ServingSB3VecEnv(config.num_envs, dataclasses.replace(config.env, sim=limited))
+    serving = ServingSB3VecEnv(config.num_envs, dataclasses.replace(config.env, sim=limited), config.agent.change_cost)
     if not config.agent.normalise_returns:
         return serving, serving
     # its discount only sets the scale of the rewards; that of the returns is in TimedRolloutBuffer
@@ -114,7 +114,11 @@ def make_model(config: TrainConfig, venv: VecEnv, serving: ServingSB3VecEnv) -> 
         batch_size=agent.batch_size,
         n_epochs=agent.n_epochs,
         rollout_buffer_class=TimedRolloutBuffer,
-        rollout_buffer_kwargs={"elapsed_s": lambda: serving.elapsed_s, "horizon_s": agent.horizon_s},
+        rollout_buffer_kwargs={
+            "elapsed_s": lambda: serving.elapsed_s,
+            "horizon_s": agent.horizon_s,
+            "trace_s": agent.trace_s,
+        },
         gamma=agent.gamma,
         gae_lambda=agent.gae_lambda,
         ent_coef=agent.ent_coef,

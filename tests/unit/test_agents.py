@@ -110,6 +110,28 @@ def test_elapsed_seconds_are_of_the_episode_that_was_running():
         now = seen["globals"][0, 0, 0]
 
 
+def test_a_change_costs_in_training_only():
+    plain, charged = ServingSB3VecEnv(1, SHORT), ServingSB3VecEnv(1, SHORT, change_cost=3.0)
+    cost = 0.0
+    for adapter in (plain, charged):
+        adapter.seed(0)
+        adapter.reset()
+    for _ in range(200):
+        masks = plain.action_masks()
+        changes = masks[:, ActionLayout(DIMS).preempt_at :]
+        action = first_legal_dispatch(masks)
+        if changes.any() and action[0] == 0:
+            action = ActionLayout(DIMS).preempt_at + changes.argmax(1)
+        _, reward, done, infos = plain.step(action)
+        _, less, _, charged_infos = charged.step(action)
+        expected = 3.0 if action[0] >= ActionLayout(DIMS).preempt_at else 0.0
+        assert reward[0] - less[0] == pytest.approx(expected, abs=1e-4)
+        cost += expected
+        if done[0]:
+            assert charged_infos[0]["episode"] == infos[0]["episode"]
+    assert cost > 0
+
+
 def test_what_sb3_asks_of_a_vec_env():
     adapter = ServingSB3VecEnv(3, SHORT)
     wrapped = VecNormalize(adapter, norm_obs=False)
@@ -200,6 +222,7 @@ def test_discount_is_by_simulated_time():
         adapter.action_space,
         elapsed_s=lambda: np.array([next(seconds)]),
         horizon_s=10.0,
+        trace_s=np.inf,
         gae_lambda=1.0,
         gamma=1.0,
     )
