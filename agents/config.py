@@ -36,8 +36,8 @@ class AgentConfig:
     decision let an agent that stalls live on its own optimistic predictions"""
     gae_lambda: float = 1.0
     """further decay for each decision"""
-    change_cost: float = 1.0
-    """charged in training for each PREEMPT and OFFLOAD of an instance with requests, in weight x s. Their true cost, a few milliseconds of everyone's
+    change_cost: float = 2.0
+    """charged in training for each PREEMPT and OFFLOAD, in weight x s. Their true cost, a few milliseconds of everyone's
     waiting at a time, drowns in the noise of the returns until there are thousands of them"""
     ent_coef: float = 0.0
     vf_coef: float = 0.5

@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 
 from mmsched_env.config import EnvConfig
 from mmsched_env.observation import MASK_KEY, space
-from mmsched_env.sim.state import NUM_SCOPES, Dims
+from mmsched_env.sim.state import Dims
 from mmsched_env.vector_env import ServingVectorEnv
 
 
@@ -24,8 +24,8 @@ class ServingSB3VecEnv(VecEnv):
     ``env_method("action_masks")``. They are views of one of two buffers in turn, so an observation is overwritten by
     the second step after it: SB3's algorithms copy it into their buffer before that.
 
-    `rewards` are the environment's less `change_cost` (weight x s) for every PREEMPT and OFFLOAD of an instance with
-    requests on it; the returns in the infos are without it.
+    `rewards` are the environment's less `change_cost` (weight x s) for every PREEMPT and OFFLOAD; the returns in the infos
+    are without it.
 
     The info of a finished episode holds ``terminal_observation`` (taken before the reset), ``TimeLimit.truncated``,
     ``episode`` {"r": return, "l": steps} as SB3's Monitor gives it, and ``metrics`` (`mmsched_env.metrics.summary`).
@@ -54,7 +54,6 @@ class ServingSB3VecEnv(VecEnv):
         self._actions = np.asarray(actions, np.int64)
 
     def step_wait(self) -> VecEnvStepReturn:
-        changed = self._change_busy()
         before = self.serving.simulation.state["now"].copy()
         observation, rewards, terminated, truncated, infos = self.serving.step(self._actions)
         self.elapsed_s = infos["time_s"] - before
@@ -71,7 +70,8 @@ class ServingSB3VecEnv(VecEnv):
             }
             self._returns[i] = 0
             self._lengths[i] = 0
-        return _without_mask(observation), (rewards - self.change_cost * changed).astype(np.float32), done, out
+        changes = self._actions >= self.serving.simulation.layout.preempt_at
+        return _without_mask(observation), (rewards - self.change_cost * changes).astype(np.float32), done, out
 
     def close(self) -> None:
         self.serving.close()
@@ -79,15 +79,6 @@ class ServingSB3VecEnv(VecEnv):
     def action_masks(self) -> NDArray[np.bool_]:
         """Legal actions now, bool (N, A); a view, overwritten by the next step but one."""
         return self.serving.simulation.current.mask.view(np.bool_)
-
-    def _change_busy(self) -> NDArray[np.bool_]:
-        """Is the action PREEMPT or OFFLOAD of an instance with requests? (N,)"""
-        layout = self.serving.simulation.layout
-        preempted = (self._actions - layout.preempt_at) // NUM_SCOPES
-        resized = (self._actions - layout.offload_at) // layout.dims.K
-        instance = np.maximum(0, np.where(self._actions < layout.offload_at, preempted, resized))
-        busy = self.serving.simulation.state["num_seated"][np.arange(self.num_envs), instance] > 0
-        return (self._actions >= layout.preempt_at) & busy
 
     # ---- SB3's access to single environments; there are none, so attributes are the batch's own
 
