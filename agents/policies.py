@@ -44,8 +44,9 @@ class Scorer(nn.Module):
 
     A request knows its model; an instance its model and GPU; a GPU its instances; everyone a summary of the whole.
     DISPATCH (q, g, k) is rated from request q, GPU g and the estimates for the pair; PREEMPT and OFFLOAD from the
-    instance and the requests' pairs with its GPU; WAIT from the summary. Weights are shared over rows, so what is learned about one GPU or queue slot holds
-    for all of them. A fresh scorer dispatches where a request is expected to finish soonest, and learns from there.
+    instance and the requests' pairs with its GPU; WAIT from the summary. Weights are shared over rows, so what is
+    learned about one GPU or queue slot holds for all of them. A fresh scorer dispatches where a request is expected to
+    finish soonest, and learns from there.
     """
 
     first_logits: Tensor
