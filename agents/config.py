@@ -84,8 +84,8 @@ class TrainConfig:
     """decisions between checkpoints"""
     resume: bool = False
     """continue from the run directory's latest checkpoint; without one, start anew"""
-    torch_threads: int = 0
-    """0: as PyTorch chooses"""
+    torch_threads: int = 1
+    """0: as PyTorch chooses; networks this small gain nothing from more"""
     device: str = "cpu"
     """a PyTorch device; networks this small are fastest on the CPU"""
 

@@ -25,7 +25,9 @@ def page() -> str:
     parts = [HEAD]
     for block, (letters, row, fields) in TABLE.items():
         shape = (*block_shape(block, dims), block_width(block, dims))
-        parts.append(f"\n## `{block}` ({letters}, fields) = {shape}: {row}\n\n| field | unit | meaning |\n|---|---|---|\n")
+        parts.append(
+            f"\n## `{block}` ({letters}, fields) = {shape}: {row}\n\n| field | unit | meaning |\n|---|---|---|\n"
+        )
         for name, extra, unit, meaning in fields:
             label = f"`{name}`" + (f" ({extra} values)" if extra else "")
             parts.append(f"| {label} | {unit} | {meaning} |\n")

@@ -1,6 +1,6 @@
 """Watch a rule think: print the text view now and then, and save a Gantt chart of the episode.
 
-    python examples/watch_a_policy.py mect gantt.png
+python examples/watch_a_policy.py mect gantt.png
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 import sys
 
 import gymnasium
-import mmsched_env  # noqa: F401  (registers mmsched/Serving-v0)
 from matplotlib.image import imsave
+
+import mmsched_env  # noqa: F401  (registers mmsched/Serving-v0)
 from mmsched_env.evaluation.policies import make_policy
 
 

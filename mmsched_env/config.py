@@ -107,6 +107,10 @@ class SimConfig:
     """false: no OFFLOAD; the level of an instance is fixed when it is loaded"""
     strict_actions: bool = False
     """true: an illegal action raises; false: it counts as WAIT and is reported in info"""
+    drop_after: float = float("inf")
+    """a request still waiting after this many times its E2E target is dropped; inf: never"""
+    drop_penalty: float = 2.0
+    """a dropped request is charged flow time until this many times its E2E target, or until it is dropped if later"""
     max_time_s: float = float("inf")
     """truncate an episode at this simulated time"""
     max_steps: int = 1_000_000
@@ -120,6 +124,9 @@ class SimConfig:
         ):
             _require(getattr(self, key) in accepted, f"sim.{key}", getattr(self, key), " or ".join(accepted))
         _require(self.ubatch_tokens >= 1, "sim.ubatch_tokens", self.ubatch_tokens, "a whole number >= 1")
+        _require(self.drop_after > 0, "sim.drop_after", self.drop_after, "a number > 0, inf for never")
+        finite = 0 <= self.drop_penalty < float("inf")
+        _require(finite, "sim.drop_penalty", self.drop_penalty, "a number >= 0")
         _require(self.max_time_s > 0, "sim.max_time_s", self.max_time_s, "seconds > 0")
         _require(self.max_steps >= 1, "sim.max_steps", self.max_steps, "a whole number >= 1")
 
@@ -239,11 +246,16 @@ def env_config(values: Mapping[str, Any] | EnvConfig | None = None) -> EnvConfig
     """
     if isinstance(values, EnvConfig):
         return values
-    from .workload import source_from
+    from .workload import TraceSource, source_from
 
+    if values is not None and not isinstance(values, Mapping):
+        raise _wrong("configuration", values, "an EnvConfig or a mapping of keys to values")
     plain = dict(values or {})
     workload = plain.pop("workload", None)
     config = build(EnvConfig, plain)
     if workload is None:
         return config
-    return dataclasses.replace(config, workload=source_from(workload) if isinstance(workload, Mapping) else workload)
+    source = source_from(workload) if isinstance(workload, Mapping) else workload
+    if not isinstance(source, TraceSource):
+        raise _wrong("workload", workload, "a mapping with kind, or an object with sample(seed, model_names)")
+    return dataclasses.replace(config, workload=source)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .sim.state import DONE, FUTURE
+from .sim.state import DONE, DROPPED, FUTURE
 
 FloatArray = NDArray[np.float64]
 
@@ -40,6 +40,7 @@ def per_request(records: NDArray[np.void]) -> dict[str, NDArray[Any]]:
         "generated_tokens": records["generated"].copy(),
         "arrived": records["phase"] != FUTURE,
         "finished": records["phase"] == DONE,
+        "dropped": records["phase"] == DROPPED,
         "queue_s": queue,
         "load_s": records["load_s"].copy(),
         "ttft_s": ttft,
@@ -59,6 +60,7 @@ def weighted_flow_time(records: NDArray[np.void], until_s: float) -> float:
     """Integral of the weighted number of requests in the system from 0 to `until_s`: minus the flow-time return."""
     arrived = records["phase"] != FUTURE
     end = np.where(records["phase"] == DONE, records["finish_s"], until_s)
+    end = np.where(records["phase"] == DROPPED, records["charged_until_s"], end)
     return float(np.sum((records["weight"] * (end - records["arrival_s"]))[arrived]))
 
 
@@ -74,6 +76,7 @@ def summary(records: NDArray[np.void], state: Any) -> dict[str, float]:
     out = {
         "num_requests": float(count),
         "completed": float(done.sum()),
+        "dropped": float(rows["dropped"].sum()),
         "duration_s": seconds,
         "request_throughput": _ratio(float(done.sum()), seconds),
         "output_throughput": _ratio(float(rows["generated_tokens"].sum()), seconds),

@@ -56,7 +56,7 @@ TABLE: dict[str, tuple[str, str, tuple[tuple[str, str, str, str], ...]]] = {
             ("weight", "", "", "class weight"),
             ("slo_class", "", "index", "request class"),
             ("ttft_slack_s", "", "s", "time left to the TTFT target, 0 once the first token is out"),
-            ("e2e_slack_s", "", "s", "time left to the E2E target"),
+            ("e2e_slack_s", "", "s", "time left to the E2E target, which may rest on the predicted length"),
             ("unloaded_s", "", "s", "E2E if predicted right, alone on the best GPU with the model loaded"),
             ("num_preemptions", "", "count", "times taken off an instance"),
         ),
@@ -104,9 +104,9 @@ TABLE: dict[str, tuple[str, str, tuple[tuple[str, str, str, str], ...]]] = {
             ("total_gb", "", "GB", "usable memory"),
             ("free_gb", "", "GB", "free memory"),
             ("free_slots", "", "count", "instance slots"),
-            ("num_busy", "", "count", "instances iterating on it"),
+            ("num_busy", "", "count", "its instances that have requests"),
             ("host", "", "index", "host it sits in"),
-            ("host_busy", "", "count", "instances iterating on the host CPU"),
+            ("host_busy", "", "count", "instances of the host that have requests and layers on the CPU"),
             ("host_free_gb", "", "GB", "host RAM for weights and CPU-side KV"),
             ("swap_free_gb", "", "GB", "host RAM for saved KV"),
             ("link_gb_per_s", "", "GB/s", "host-to-device link"),
@@ -194,6 +194,7 @@ def layout_signature(dims: Dims) -> dict[str, Any]:
 class ObservationBuffer:
     """One contiguous float32 array [N, D], an int8 mask [N, A], and views of them by block."""
 
+    dims: Dims
     flat: NDArray[np.float32]
     mask: NDArray[np.int8]
     arrays: dict[str, NDArray[np.float32]]
@@ -214,11 +215,22 @@ class ObservationBuffer:
             arrays[block] = part.reshape(*shape, block_width(block, dims))
             rows[block] = records(part.view(block_dtype(block, dims)).reshape(shape))
             at += count
-        return cls(flat, np.zeros((num_envs, dims.A), np.int8), arrays, rows)
+        return cls(dims, flat, np.zeros((num_envs, dims.A), np.int8), arrays, rows)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles have views of their own memory, not copies of the views."""
+        return _restored, (self.dims, self.flat, self.mask)
 
     def observation(self) -> dict[str, NDArray[Any]]:
         """The batch's observation; views, not copies."""
         return {**self.arrays, MASK_KEY: self.mask}
+
+
+def _restored(dims: Dims, flat: NDArray[np.float32], mask: NDArray[np.int8]) -> ObservationBuffer:
+    buffer = ObservationBuffer.allocate(len(flat), dims)
+    buffer.flat[:] = flat
+    buffer.mask[:] = mask
+    return buffer
 
 
 @compiled
@@ -231,7 +243,7 @@ def encode(s, p, r, queue, instances, gpus, models, pairs, whole):  # type: igno
     encode_pairs(s, p, r, instances, pairs)
     rate = 0.0
     for m in range(p.num_models):
-        rate += models[m].arrivals_per_s
+        rate += arrival_rate(s, m)
     whole[0].time_s = s.now
     whole[0].num_in_system = s.num_in_system
     whole[0].queue_length = s.queue_length
@@ -276,8 +288,8 @@ def encode_queue(s, p, r, queue):  # type: ignore[no-untyped-def]
         row.saved_tokens = r[j].saved_tokens
         row.weight = r[j].weight
         row.slo_class = r[j].slo_class
-        row.ttft_slack_s = r[j].slo_ttft_s - age if r[j].first_token_s < 0.0 else 0.0
-        row.e2e_slack_s = r[j].slo_e2e_s - age
+        row.ttft_slack_s = r[j].predicted_slo_ttft_s - age if r[j].first_token_s < 0.0 else 0.0
+        row.e2e_slack_s = r[j].predicted_slo_e2e_s - age
         row.unloaded_s = r[j].predicted_unloaded_s
         row.num_preemptions = r[j].num_preemptions
 
@@ -302,10 +314,10 @@ def encode_instances(s, p, r, instances):  # type: ignore[no-untyped-def]
             j = s.seat[i, b]
             if j < 0:
                 continue
-            weight += r[j].weight
             left = max(1.0, r[j].predicted_tokens - r[j].generated)
-            if running == 0 or left < shortest:
+            if weight == 0.0 or left < shortest:
                 shortest = left
+            weight += r[j].weight
             if left > longest:
                 longest = left
                 longest_weight = r[j].weight
@@ -378,15 +390,21 @@ def encode_gpus(s, p, gpus):  # type: ignore[no-untyped-def]
         row = gpus[g]
         h = p.gpu_host[g]
         free = 0
+        busy = 0
         for i in range(g * slots, (g + 1) * slots):
             free += s.inst_phase[i] == EMPTY
+            busy += s.num_seated[i] > 0
+        on_cpu = 0
+        for i in range(s.inst_phase.shape[0]):
+            if s.num_seated[i] > 0 and p.gpu_host[gpu_of(s, i)] == h:
+                on_cpu += p.units_on_gpu[s.inst_model[i], s.inst_level[i]] < p.num_units[s.inst_model[i]]
         row.present = 1.0
         row.total_gb = p.gpu_bytes[g] / GB
         row.free_gb = gpu_free(s, p, g) / GB
         row.free_slots = free
-        row.num_busy = s.gpu_busy[g]
+        row.num_busy = busy
         row.host = h
-        row.host_busy = s.cpu_busy[h]
+        row.host_busy = on_cpu
         row.host_free_gb = host_free(s, p, h) / GB
         row.swap_free_gb = swap_free(s, p, h) / GB
         row.link_gb_per_s = p.link_in_rate[g] / GB

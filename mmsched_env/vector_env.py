@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import gymnasium as gym
 import numpy as np
@@ -63,6 +64,7 @@ class ServingVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[np.floa
         self.single_action_space = gym.spaces.Discrete(self.simulation.layout.size)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
+        self._started = False
         self._rngs = [np.random.default_rng() for _ in range(num_envs)]
 
     def reset(
@@ -72,8 +74,7 @@ class ServingVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[np.floa
 
         ``options["trace"]`` replays one trace everywhere; ``options["reset_mask"]`` (bool (N,)) restarts only some.
         """
-        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed
-        seeds = [None] * self.num_envs if seeds is None else list(seeds)
+        seeds = self._seeds(seed)
         if len(seeds) != self.num_envs:
             raise ConfigError(f"seed has {len(seeds)} entries; accepted: one number, or one per environment")
         options = dict(options or {})
@@ -82,12 +83,16 @@ class ServingVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[np.floa
             if seeds[i] is not None:
                 self._rngs[i] = gym.utils.seeding.np_random(seeds[i])[0]
             self.simulation.reset(int(i), episode_trace(self.config, self._rngs[i], options))
-        return self._observation(), {}
+        self._started = True
+        self.simulation.outcomes["illegal"][chosen] = 0
+        return self._observation(), self._infos()
 
     def step(  # type: ignore[override]  # Gymnasium types flags as float arrays, its own environments return bool
         self, actions: NDArray[np.int64]
     ) -> tuple[Observation, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
         """One action per environment; finished ones are reset within the step."""
+        if not self._started:
+            raise gym.error.ResetNeeded("call reset() before step()")
         actions = np.asarray(actions, np.int64)
         if actions.shape != (self.num_envs,):
             raise ConfigError(f"actions have shape {actions.shape}; accepted: ({self.num_envs},)")
@@ -108,16 +113,27 @@ class ServingVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[np.floa
         """Legal actions, bool (N, A)."""
         return self.simulation.current.mask.astype(bool)
 
+    def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
+        if seed is None:
+            return [None] * self.num_envs
+        if isinstance(seed, SupportsIndex):
+            return [operator.index(seed) + i for i in range(self.num_envs)]
+        return [None if entry is None else operator.index(entry) for entry in seed]
+
     def _finish(self, done: NDArray[np.bool_], infos: dict[str, Any]) -> None:
-        """Keep the last observations and metrics of finished episodes, then start the next ones."""
+        """Keep the last observations, infos and metrics of finished episodes, then start the next ones."""
         final_obs = np.full(self.num_envs, None, object)
-        final_info = np.full(self.num_envs, None, object)
+        final_info: dict[str, Any] = {}
         observations = self.simulation.current.observation()
+        ended = self._infos()
         for i in np.flatnonzero(done):
             final_obs[i] = {key: values[i].copy() for key, values in observations.items()}
             summary = metrics.summary(self.simulation.episode_requests(int(i)), self.simulation.state[i])
-            final_info[i] = {"metrics": summary}
+            last = {key: ended[key][i] for key in ("time_s", "illegal_action")}
+            terms = {name: ended["reward_terms"][name][i] for name in TERMS}
+            final_info = self._add_info(final_info, last | {"reward_terms": terms, "metrics": summary}, int(i))
             self.simulation.reset(int(i), episode_trace(self.config, self._rngs[i]))
+        infos |= self._infos()
         infos |= {"final_obs": final_obs, "_final_obs": done, "final_info": final_info, "_final_info": done}
 
     def _infos(self) -> dict[str, Any]:

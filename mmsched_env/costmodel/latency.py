@@ -67,9 +67,24 @@ def _decode(
 ) -> FloatArray:
     """Seconds [R, G] of `steps` iterations that attend context + 1, context + 2, ... tokens."""
     step = tables.iter_const + tables.gpu_base + tables.gpu_head + tables.cpu_base + tables.cpu_head
-    attended = steps * (context + 1) + steps * (steps - 1) / 2
-    seconds: FloatArray = steps * step[pick] + (tables.gpu_kv + tables.cpu_kv)[pick] * attended
+    where = pick[:2]
+    seconds: FloatArray = steps * step[pick]
+    for kv, slopes in ((tables.gpu_kv, tables.depth_gpu), (tables.cpu_kv, tables.depth_cpu)):
+        before = np.zeros(slopes.shape[:2])
+        for d in range(slopes.shape[2]):  # a change of slope counts for the context beyond its knot
+            beyond = _sum_beyond(context + 1, steps, tables.depth_knot[..., d][where])
+            seconds = seconds + kv[pick] * (slopes[..., d] - before)[where] * beyond
+            before = slopes[..., d]
     return seconds
+
+
+def _sum_beyond(start: FloatArray, steps: FloatArray, knot: FloatArray) -> FloatArray:
+    """Sum of max(0, x - knot) over x = start, start + 1, ... (`steps` values)."""
+    below = np.clip(np.ceil(knot - start), 0, steps)
+    count = steps - below
+    first = np.where(count > 0, start + below - np.where(count > 0, knot, 0), 0)
+    total: FloatArray = count * first + count * (count - 1) / 2
+    return total
 
 
 def _highest_level(tables: CostTables, model: IntArray, tokens: IntArray) -> IntArray:

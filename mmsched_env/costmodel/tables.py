@@ -17,6 +17,9 @@ from mmsched_env.errors import ConfigError
 from . import roofline
 from .profile import GpuProfile, HostProfile, ModelProfile, load_gpu, load_host, load_model
 
+NUM_KNOTS = 4
+"""entries of the depth tables; unused knots are at infinity"""
+
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
@@ -28,8 +31,11 @@ class CostTables:
     One decode iteration of B requests with C context tokens in all, on an instance of model m on GPU g at level k,
     while ``s_g`` instances share the GPU and ``s_c`` the host CPU, takes::
 
-        iter_const + s_g (gpu_base batch_gpu[B] + gpu_head + gpu_kv C)
-                   + s_c (cpu_base batch_cpu[B] + cpu_head + cpu_kv C)
+        iter_const + s_g (gpu_base batch_gpu[B] + gpu_head + gpu_kv B F_gpu(C / B))
+                   + s_c (cpu_base batch_cpu[B] + cpu_head + cpu_kv B F_cpu(C / B))
+
+    with F(0) = 0 and the slope ``depth_gpu[d]`` (``depth_cpu[d]``) from ``depth_knot[d]`` to the next knot; F(x) = x where
+    nothing else was measured.
 
     A prefill chunk of p tokens at depth x (already in the KV cache), with a = p x + p^2 / 2, takes, when
     p >= stream_min_tokens (weights of the CPU units streamed over the link and computed on the GPU)::
@@ -62,6 +68,11 @@ class CostTables:
     cpu_kv: FloatArray  # [M, G, K]
     batch_gpu: FloatArray  # [M, G, B] relative step time, batch_gpu[..., 0] == 1
     batch_cpu: FloatArray  # [M, G, B]
+    depth_knot: (
+        FloatArray  # [M, G, D] mean context per request at which the KV slope changes; rising, first 0, unused inf
+    )
+    depth_gpu: FloatArray  # [M, G, D] relative slope of gpu_kv from each knot on; 1: as gpu_kv says
+    depth_cpu: FloatArray  # [M, G, D]
     # -- prefill, seconds
     prefill_gpu: FloatArray  # [M, G, K] per prompt token, resident units
     prefill_gpu_stream: FloatArray  # [M, G, K] per prompt token, all units, when the others are streamed
@@ -104,6 +115,7 @@ def build_tables(cluster: ClusterConfig, models: ModelsConfig, levels: tuple[flo
         **_residency(loaded, levels),
         **_timing(loaded, per_gpu, levels),
         **_batching(len(loaded), per_gpu, max_batch),
+        **_depth(len(loaded), len(per_gpu)),
         **_loading(loaded, per_gpu),
         **_capacities(gpus, hosts, cluster),
     )
@@ -150,6 +162,14 @@ def _batching(num_models: int, per_gpu: list[tuple[GpuProfile, HostProfile]], ma
         "batch_gpu": np.repeat(gpu[None], num_models, axis=0),
         "batch_cpu": np.repeat(cpu[None], num_models, axis=0),
     }
+
+
+def _depth(num_models: int, num_gpus: int) -> dict[str, Any]:
+    """KV terms linear in the context: no published depth series is convex beyond its scatter."""
+    knots = np.full((num_models, num_gpus, NUM_KNOTS), np.inf)
+    knots[..., 0] = 0.0
+    ones = np.ones_like(knots)
+    return {"depth_knot": knots, "depth_gpu": ones, "depth_cpu": ones.copy()}
 
 
 def _loading(models: list[ModelProfile], per_gpu: list[tuple[GpuProfile, HostProfile]]) -> dict[str, Any]:

@@ -34,7 +34,10 @@ def evaluate(config: DictConfig) -> None:
     entries = OmegaConf.to_container(config.policies)
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"policies is {entries!r}; accepted: a list such as [fcfs,mect,runs/x/best.zip]")
-    policies = dict(make_policy(entry) for entry in entries)
+    made = [make_policy(entry) for entry in entries]
+    policies = dict(made)
+    if len(policies) < len(made):
+        raise ConfigError(f"policies has an entry twice: {', '.join(label for label, _ in made)}; accepted: each once")
     scenarios = _scenarios(config)
     tables: list[pa.Table] = []
     results: dict[str, Any] = {}
@@ -98,8 +101,9 @@ def summarise(name: str, env: EnvConfig, labels: list[str], episodes: dict[tuple
     print_table(comparison_table(f"{name}, mean over {count} traces", reference, means, versus))
     for p in labels:
         rows = [episodes[p, e].rows for e in range(count)]
-        arrived, done = (sum(int(r[key].sum()) for r in rows) for key in ("arrived", "finished"))
-        print(f"  {p}: {arrived} requests arrived, {done} finished, {arrived - done} unfinished")
+        arrived, done, dropped = (sum(int(r[key].sum()) for r in rows) for key in ("arrived", "finished", "dropped"))
+        tail = f", {dropped} dropped" if dropped else ""
+        print(f"  {p}: {arrived} requests arrived, {done} finished, {arrived - done - dropped} unfinished{tail}")
     return {
         "episodes": count,
         "mean": means,

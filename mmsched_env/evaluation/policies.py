@@ -34,11 +34,11 @@ def make_policy(entry: str | Mapping[str, Any]) -> tuple[str, Policy]:
     """
     settings = dict(entry) if isinstance(entry, Mapping) else {"name": entry}
     name = str(settings.pop("name", ""))
+    label = name + "".join(f",{key}={value}" for key, value in settings.items())
     if name.endswith(".zip") or "/" in name:
-        return name, _instantiate(CHECKPOINT, {"path": name, **settings})
+        return label, _instantiate(CHECKPOINT, {"path": name, **settings})
     if name not in policy_names():
         raise unknown_name("policy or checkpoint (.zip)", name, policy_names())
-    label = name + "".join(f",{key}={value}" for key, value in settings.items())
     return label, _instantiate(name, settings)
 
 

@@ -22,6 +22,8 @@ RESIZE_END = 14
 BUSY_START = 15  # instance starts iterating (request: the one in prefill)
 BUSY_END = 16  # logged when time next moves on: after what ended the iterations
 
+DROP = 17  # value = flow time charged beyond now, times weight
+
 NAMES = (
     "arrive",
     "dispatch",
@@ -40,6 +42,7 @@ NAMES = (
     "resize_end",
     "busy_start",
     "busy_end",
+    "drop",
 )
 
 EVENT = np.dtype(

@@ -38,6 +38,8 @@ def make_params(config: EnvConfig, tables: CostTables, dims: Dims) -> Any:
     p["ubatch_tokens"] = config.sim.ubatch_tokens
     p["max_steps"] = config.sim.max_steps
     p["max_time_s"] = config.sim.max_time_s
+    p["drop_after"] = config.sim.drop_after
+    p["drop_penalty"] = config.sim.drop_penalty
     p["reward_weights"] = reward_weights(config.reward)
     p["level_value"] = config.limits.levels
     p["level_valid"] = _first_of_equal(p["units_on_gpu"])

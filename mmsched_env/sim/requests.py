@@ -31,7 +31,7 @@ def make_requests(trace: RequestTrace, tables: CostTables, dims: Dims, ubatch_to
     records = zeros(REQUEST, dims, len(trace))
     for name in COPIED:
         records[name] = getattr(trace, name)
-    for name in ("dispatch_s", "first_token_s", "finish_s"):
+    for name in ("dispatch_s", "first_token_s", "finish_s", "charged_until_s"):
         records[name] = -1.0
     for name in ("instance", "level", "saved_host", "previous", "next"):
         records[name] = -1
@@ -42,9 +42,14 @@ def make_requests(trace: RequestTrace, tables: CostTables, dims: Dims, ubatch_to
         return unloaded_latency(tables, model, prompt, image, length, ubatch_tokens)
 
     ttft_s, records["unloaded_s"] = unloaded(trace.output_tokens)
-    records["predicted_unloaded_s"] = unloaded(np.maximum(1, np.round(trace.predicted_tokens)))[1]
-    records["slo_ttft_s"] = np.where(np.isnan(trace.slo_ttft_s), trace.slo_scale * ttft_s, trace.slo_ttft_s)
-    records["slo_e2e_s"] = np.where(np.isnan(trace.slo_e2e_s), trace.slo_scale * records["unloaded_s"], trace.slo_e2e_s)
+    predicted_ttft_s, records["predicted_unloaded_s"] = unloaded(np.maximum(1, np.round(trace.predicted_tokens)))
+    for target, given, seconds in (
+        ("slo_ttft_s", trace.slo_ttft_s, ttft_s),
+        ("slo_e2e_s", trace.slo_e2e_s, records["unloaded_s"]),
+        ("predicted_slo_ttft_s", trace.slo_ttft_s, predicted_ttft_s),
+        ("predicted_slo_e2e_s", trace.slo_e2e_s, records["predicted_unloaded_s"]),
+    ):
+        records[target] = np.where(np.isnan(given), trace.slo_scale * seconds, given)
     return records
 
 
@@ -56,7 +61,8 @@ def check_servable(trace: RequestTrace, tables: CostTables, kv_swap_fraction: fl
     TraceError
         The first request that fits nowhere.
     """
-    reserved = trace.prompt_tokens + trace.image_tokens + trace.max_tokens
+    columns = (trace.prompt_tokens, trace.image_tokens, trace.max_tokens)
+    reserved = np.sum([np.asarray(column, np.int64) for column in columns], axis=0)
     for model in np.unique(trace.model):
         rows = np.flatnonzero(trace.model == model)
         row = rows[np.argmax(reserved[rows])]

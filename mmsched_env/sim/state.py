@@ -2,7 +2,7 @@
 
 Shape letters: Q queue slots, G GPUs, H hosts, M models, S slots per GPU, I = G*S instances, B seats per instance,
 K offload levels, U = 2*I transfer units (one for the instance's own operation, one for a request's KV restore),
-T stages of an operation, R = H + 2*G shared resources (disks, links in, links out), W reward terms, A actions.
+T stages of an operation, D depth knots, R = H + 2*G shared resources (disks, links in, links out), W reward terms, A actions.
 Sizes are the configured maxima, so every environment of one configuration shares one compiled kernel.
 """
 
@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import LimitsConfig
+from ..costmodel.tables import NUM_KNOTS
 
 # -- request phases
-FUTURE, QUEUED, SAVING, BOUND, RESTORING, PREFILL, DECODE, DONE = range(8)
+FUTURE, QUEUED, SAVING, BOUND, RESTORING, PREFILL, DECODE, DONE, DROPPED = range(9)
 # -- instance phases
 EMPTY, LOADING, READY, EVICTING, RESIZING = range(5)
 # -- action waiting for the end of the running iteration (the instance is draining)
@@ -68,7 +69,7 @@ class Dims:
 
     def sizes(self) -> dict[str, int]:
         own = {letter: getattr(self, letter) for letter in "QGHMSBKIA"}
-        return own | {"U": 2 * self.I, "T": NUM_STAGES, "R": self.H + 2 * self.G, "W": NUM_TERMS}
+        return own | {"U": 2 * self.I, "T": NUM_STAGES, "D": NUM_KNOTS, "R": self.H + 2 * self.G, "W": NUM_TERMS}
 
     @classmethod
     def of(cls, limits: LimitsConfig) -> Dims:
@@ -88,7 +89,9 @@ REQUEST: tuple[Field, ...] = (
     ("arrival_s", "", "f8", "s"),
     ("weight", "", "f8", "class weight"),
     ("slo_ttft_s", "", "f8", "s, target for TTFT"),
-    ("slo_e2e_s", "", "f8", "s, target for E2E"),
+    ("slo_e2e_s", "", "f8", "s, target for E2E, hidden where it follows from the true length"),
+    ("predicted_slo_ttft_s", "", "f8", "s, the same for TTFT"),
+    ("predicted_slo_e2e_s", "", "f8", "s, the target as policies see it: from the predicted length"),
     ("unloaded_s", "", "f8", "s, E2E alone on the best GPU with the model loaded"),
     ("predicted_unloaded_s", "", "f8", "s, the same for the predicted length"),
     ("model", "", "i4", "index"),
@@ -103,9 +106,10 @@ REQUEST: tuple[Field, ...] = (
     ("dispatch_s", "", "f8", "s, first dispatch; -1 before"),
     ("first_token_s", "", "f8", "s; -1 before"),
     ("finish_s", "", "f8", "s; -1 before"),
+    ("charged_until_s", "", "f8", "s, if dropped: flow time is charged as if it had stayed until then; -1 else"),
     ("bound_s", "", "f8", "s, last dispatch"),
     ("load_s", "", "f8", "s spent bound to an instance that was loading"),
-    ("phase", "", "i4", "FUTURE .. DONE"),
+    ("phase", "", "i4", "FUTURE .. DROPPED"),
     ("instance", "", "i4", "last instance; -1 before"),
     ("level", "", "i4", "level at the last dispatch; -1 before"),
     ("generated", "", "i4", "output tokens produced"),
@@ -128,7 +132,8 @@ STATE: tuple[Field, ...] = (
     ("num_requests", "", "i4", "length of the trace"),
     ("num_arrived", "", "i4", "also the index of the next arrival"),
     ("num_done", "", "i4", "finished requests"),
-    ("num_in_system", "", "i4", "arrived, unfinished"),
+    ("num_dropped", "", "i4", "dropped requests"),
+    ("num_in_system", "", "i4", "arrived, neither finished nor dropped"),
     ("log_length", "", "i4", "rows of the event log in use"),
     ("logging", "", "i4", "1: keep the event log"),
     ("decision", "", "i4", "1: the present instant is a decision point"),
@@ -220,6 +225,8 @@ PARAMS: tuple[Field, ...] = (
     ("ubatch_tokens", "", "i4", "tokens of a prefill chunk"),
     ("max_steps", "", "i8", "truncation"),
     ("max_time_s", "", "f8", "s, truncation"),
+    ("drop_after", "", "f8", "E2E targets after which a waiting request is dropped; inf: never"),
+    ("drop_penalty", "", "f8", "E2E targets a dropped request is charged for"),
     ("reward_weights", "W", "f8", "per term"),
     ("level_value", "K", "f8", "share of units on the GPU"),
     ("level_valid", "M,K", "i4", "0: rounds to the same number of units as a lower level"),
@@ -243,6 +250,9 @@ PARAMS: tuple[Field, ...] = (
     ("cpu_kv", "M,G,K", "f8", "s per token"),
     ("batch_gpu", "M,G,B", "f8", "ratio"),
     ("batch_cpu", "M,G,B", "f8", "ratio"),
+    ("depth_knot", "M,G,D", "f8", "tokens"),
+    ("depth_gpu", "M,G,D", "f8", "ratio"),
+    ("depth_cpu", "M,G,D", "f8", "ratio"),
     ("prefill_gpu", "M,G,K", "f8", "s per token"),
     ("prefill_gpu_stream", "M,G,K", "f8", "s per token"),
     ("prefill_cpu", "M,G,K", "f8", "s per token"),

@@ -83,8 +83,13 @@ BAD = {
     "missing checkpoint": (["evaluate", "policies=[none.zip]"], "none.zip"),
     "not a checkpoint": (["evaluate", "policies=[broken.zip]"], "broken.zip"),
     "model that fits nowhere": (
-        ["evaluate", "cluster.gpus=[rtx-5060-ti-16gb]", "cluster.gpu_hosts=[]", "cluster.hosts=[desktop-ddr4]"]
-        + ["cluster.kv_swap_fraction=0.99"],
+        [
+            "evaluate",
+            "cluster.gpus=[rtx-5060-ti-16gb]",
+            "cluster.gpu_hosts=[]",
+            "cluster.hosts=[desktop-ddr4]",
+            "cluster.kv_swap_fraction=0.99",
+        ],
         "fits on no GPU",
     ),
     "wrong agent setting": (["train", "agent.gamma=2"], "agent.gamma is 2"),

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import yaml
 from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
 from mmsched_env import hydra_app
 from mmsched_env.config import EnvConfig, env_config
 from mmsched_env.core import Simulation
 from mmsched_env.evaluation.policies import make_policy, policy_names
 from mmsched_env.evaluation.rollout import run_episode
-from omegaconf import OmegaConf
 
 CONF = Path(__file__).parents[2] / "conf"
 

@@ -108,9 +108,6 @@ def test_policy_does_not_shift_the_workload(tiny: Any) -> None:
         assert np.array_equal(getattr(traces[0], name), getattr(traces[1], name))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="encode() sums globals.arrivals_per_s from float32 fields: float64 compiled, float32 in Python"
-)
 def test_same_bits_without_compilation() -> None:
     assert digest(1, 25, NUMBA_DISABLE_JIT="1") == here(1, 25)
 

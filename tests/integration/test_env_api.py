@@ -161,9 +161,6 @@ def test_reset_refuses(env: ServingEnv, trace_of: Any) -> None:
         env.reset(options={"trace": huge})
 
 
-@pytest.mark.xfail(
-    strict=True, raises=RuntimeError, reason="check_servable adds the tokens as int32, the sum overflows"
-)
 def test_reset_refuses_more_tokens_than_an_int32_holds(env: ServingEnv, trace_of: Any) -> None:
     many = 2_000_000_000
     trace = trace_of(arrival_s=[0.0], prompt_tokens=many, max_tokens=many, output_tokens=1)
@@ -184,10 +181,6 @@ def test_pickling_a_config(tiny: Any, pickler: Any) -> None:
     assert pickler.loads(pickler.dumps(tiny())) == tiny()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="ObservationBuffer: a copy's records and arrays are no longer the same memory, its observations stand still",
-)
 @pytest.mark.parametrize(
     "duplicate", [lambda env: pickle.loads(pickle.dumps(env)), copy.deepcopy], ids=["pickle", "deepcopy"]
 )

@@ -55,7 +55,9 @@ def test_train_and_evaluate_from_the_installed_wheel_elsewhere(wheel: Path, tmp_
 
     def mmsched(*arguments: str) -> str:
         command = [str(tmp_path / "venv/bin/mmsched"), *arguments]
-        run = subprocess.run(command, cwd=away, env=environment, capture_output=True, text=True, timeout=600, check=False)
+        run = subprocess.run(
+            command, cwd=away, env=environment, capture_output=True, text=True, timeout=600, check=False
+        )
         assert run.returncode == 0, run.stdout + run.stderr
         return run.stdout
 

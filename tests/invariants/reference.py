@@ -13,6 +13,17 @@ from typing import Any
 from mmsched_env.costmodel.tables import CostTables
 
 
+def depth(knots: Any, slopes: Any, tokens: int, batch: int) -> float:
+    """Batch times F(mean context): token by token along the knots."""
+    if batch == 0:
+        return 0.0
+    mean, total = tokens / batch, 0.0
+    for d, start in enumerate(knots):
+        end = knots[d + 1] if d + 1 < len(knots) else float("inf")
+        total += slopes[d] * max(0.0, min(mean, end) - start) if start < mean else 0.0
+    return float(batch * total)
+
+
 @dataclass
 class Request:
     index: int
@@ -143,13 +154,15 @@ class Reference:
                 gpu += p * t.prefill_gpu[at]
                 cpu += t.cpu_base[at] + p * t.prefill_cpu[at]
             if not self.prefill_first:
-                gpu += t.gpu_kv[at] * tokens
-                cpu += t.cpu_kv[at] * tokens
+                gpu += t.gpu_kv[at] * depth(t.depth_knot[at[:2]], t.depth_gpu[at[:2]], tokens, len(decoders))
+                cpu += t.cpu_kv[at] * depth(t.depth_knot[at[:2]], t.depth_cpu[at[:2]], tokens, len(decoders))
             x.work = ("chunk", r, p, float(const), float(gpu), float(cpu))
         elif decoders:
             b = len(decoders) - 1
-            gpu = t.gpu_base[at] * t.batch_gpu[x.model, x.gpu, b] + t.gpu_head[at] + t.gpu_kv[at] * tokens
-            cpu = t.cpu_base[at] * t.batch_cpu[x.model, x.gpu, b] + t.cpu_head[at] + t.cpu_kv[at] * tokens
+            gpu = t.gpu_base[at] * t.batch_gpu[x.model, x.gpu, b] + t.gpu_head[at]
+            gpu += t.gpu_kv[at] * depth(t.depth_knot[at[:2]], t.depth_gpu[at[:2]], tokens, len(decoders))
+            cpu = t.cpu_base[at] * t.batch_cpu[x.model, x.gpu, b] + t.cpu_head[at]
+            cpu += t.cpu_kv[at] * depth(t.depth_knot[at[:2]], t.depth_cpu[at[:2]], tokens, len(decoders))
             x.work = ("decode", None, 0, float(t.iter_const[at]), float(gpu), float(cpu))
 
     def move(self, x: Instance, amount: float) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from reference import Reference, requests_of
+from reference import Reference, depth, requests_of
 
 import mmsched_env.core
 from mmsched_env.core import Simulation
@@ -50,6 +50,9 @@ def hand_tables(num_gpus: int = 2) -> CostTables:
         cpu_kv=3e-5 * size * (1 - on_gpu) * np.ones((1, G, 1)),
         batch_gpu=np.tile(1 + 0.17 * np.arange(B), (M, G, 1)),
         batch_cpu=np.tile(1 + 0.61 * np.arange(B), (M, G, 1)),
+        depth_knot=np.tile([0.0, 70.5, 300.0, np.inf], (M, G, 1)),
+        depth_gpu=np.tile([1.0, 1.4, 2.2, 1.0], (M, G, 1)),
+        depth_cpu=np.tile([1.0, 1.0, 3.0, 1.0], (M, G, 1)),
         prefill_gpu=2e-4 * size * slow * on_gpu,
         prefill_gpu_stream=2.1e-4 * size * slow * ones,
         prefill_cpu=3e-3 * size * (1 - on_gpu) * np.ones((1, G, 1)),
@@ -142,8 +145,8 @@ def test_one_request_alone(tiny: Any, trace_of: Any, model: int, level: int) -> 
     loaded += t.gpu_weight_bytes[model, level] / t.link_in_cap[model, 0]
     assert run.times("load_end") == pytest.approx([loaded], rel=1e-12)
     end = loaded + image * t.encode_s[model, 0]
-    for depth, tokens in ((0, 100), (100, 100), (200, 50)):
-        area = tokens * depth + tokens**2 / 2
+    for done, tokens in ((0, 100), (100, 100), (200, 50)):
+        area = tokens * done + tokens**2 / 2
         end += (
             t.iter_const[at] + t.gpu_base[at] + t.gpu_head[at] + t.cpu_head[at] + (t.gpu_attn + t.cpu_attn)[at] * area
         )
@@ -154,7 +157,7 @@ def test_one_request_alone(tiny: Any, trace_of: Any, model: int, level: int) -> 
     assert run.records["first_token_s"][0] == pytest.approx(end, rel=1e-9)
     for generated in range(1, 37):
         end += t.iter_const[at] + t.gpu_base[at] + t.gpu_head[at] + t.cpu_base[at] + t.cpu_head[at]
-        end += (t.gpu_kv + t.cpu_kv)[at] * (250 + generated)
+        end += kv_seconds(at, 250 + generated)
     assert run.records["finish_s"][0] == pytest.approx(end, rel=1e-9)
 
 
@@ -207,11 +210,18 @@ def test_closed_forms_agree_with_token_by_token(tiny: Any, trace_of: Any, data: 
 # ---------------------------------------------------------------- preemption and resizing, written out
 
 
+def kv_seconds(at: tuple[int, int, int], context: int) -> float:
+    """Attending to the context of one request."""
+    t, knots = TABLES, TABLES.depth_knot[at[:2]]
+    on_gpu = t.gpu_kv[at] * depth(knots, t.depth_gpu[at[:2]], context, 1)
+    return float(on_gpu + t.cpu_kv[at] * depth(knots, t.depth_cpu[at[:2]], context, 1))
+
+
 def decode_seconds(level: int, context: int) -> float:
     """One iteration of model 0 alone on GPU 0 with one request."""
     t, at = TABLES, (0, 0, level)
     base = t.iter_const[at] + t.gpu_base[at] + t.gpu_head[at] + t.cpu_base[at] + t.cpu_head[at]
-    return float(base + (t.gpu_kv + t.cpu_kv)[at] * context)
+    return float(base + kv_seconds(at, context))
 
 
 def decode_until(start: float, level: int, prompt: int, generated: int, stop: float) -> tuple[float, int]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from mmsched_env.action import Kind
 from mmsched_env.config import EnvConfig, env_config
 from mmsched_env.core import Simulation

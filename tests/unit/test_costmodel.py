@@ -71,7 +71,8 @@ def test_paper_preemption_costs(default: CostTables) -> None:
 def test_arrays_are_finite_and_positive_where_physical(default: CostTables) -> None:
     for f in dataclasses.fields(default):
         array = getattr(default, f.name)
-        assert np.isfinite(array).all() and (array >= 0).all(), f.name
+        finite = f.name == "depth_knot" or np.isfinite(array).all()  # knots that are not used are at infinity
+        assert finite and (array >= 0).all(), f.name
     for name in ("iter_const", "unload_s", "init_s", "link_in_cap", "disk_cap", "kv_in_cap", "kv_out_cap", "save_s"):
         assert (getattr(default, name) > 0).all(), name
     assert (default.prefill_gpu_stream > 0).all() and (default.gpu_base[:, :, 1:] > 0).all()
@@ -133,7 +134,8 @@ def test_every_catalogue_entry_can_be_used() -> None:
     cluster = ClusterConfig(tuple(names["gpu"]), tuple(names["host"]), tuple(0 for _ in names["gpu"]), 0.0)
     small = tuple(n for n in names["model"] if load_model(n).file_bytes < 50e9)
     tables = build_tables(cluster, ModelsConfig(small), LEVELS, 64)
-    assert all(np.isfinite(getattr(tables, f.name)).all() for f in dataclasses.fields(tables))
+    names_of = [f.name for f in dataclasses.fields(tables) if f.name != "depth_knot"]
+    assert all(np.isfinite(getattr(tables, name)).all() for name in names_of)
 
 
 def test_batch_table_interpolates_and_extrapolates() -> None:

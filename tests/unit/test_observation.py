@@ -120,7 +120,6 @@ def play_with(env: ServingEnv, trace: Any, seed: int = 0) -> tuple[list[dict[str
     return seen[:-1], len(seen)
 
 
-@pytest.mark.xfail(strict=True, reason="slo_e2e_s is a multiple of the true unloaded latency; e2e_slack_s shows it")
 @pytest.mark.parametrize("mode", ["mixed", "prefill_first"])
 def test_true_output_length_never_shows(tiny: Any, mode: str) -> None:
     """Traces that differ in nothing but output_tokens look alike until a request finishes."""
@@ -141,7 +140,6 @@ def test_true_output_length_never_shows(tiny: Any, mode: str) -> None:
                 pytest.fail(f"step {step}: {key}.{columns[where[-1]]} gives the output length away")
 
 
-@pytest.mark.xfail(strict=True, reason="encode_instances takes the last seat, not the shortest, while none is running")
 def test_first_finish_of_a_loading_instance_is_its_shortest_request(tiny: Any, trace_of: Any) -> None:
     env = ServingEnv(tiny())
     trace = trace_of(arrival_s=[0.0, 0.0, 0.0], output_tokens=5, max_tokens=200, predicted_tokens=[10, 150, 20])
@@ -155,7 +153,6 @@ def test_first_finish_of_a_loading_instance_is_its_shortest_request(tiny: Any, t
         assert row["next_finish_s"] == pytest.approx(10 * row["step_s"], rel=1e-6)
 
 
-@pytest.mark.xfail(strict=True, reason="gpu_busy, cpu_busy are those of before the completion")
 def test_an_idle_gpu_is_not_busy(tiny: Any, trace_of: Any) -> None:
     """num_busy counts instances iterating now, at a decision after a completion too."""
     env = ServingEnv(tiny())

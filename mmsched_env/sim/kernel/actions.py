@@ -1,5 +1,7 @@
 """Which actions are legal now, and what they do. Layout of the action index: ../../action.py."""
 
+import numpy as np
+
 from ..jit import compiled
 from ..state import (
     DECODE,
@@ -71,7 +73,7 @@ def write_mask(s, p, r):
     waiting.fill_window(s, r)
     s.mask[:] = 0
     legal = mask_dispatch(s, p, r) + mask_changes(s, p, r)
-    s.mask[0] = 1 if legal == 0 or anything_ahead(s) else 0
+    s.mask[0] = 1 if legal == 0 or anything_ahead(s, p) else 0
     return legal
 
 
@@ -135,9 +137,9 @@ def mask_changes(s, p, r):
 
 
 @compiled
-def anything_ahead(s):
+def anything_ahead(s, p):
     """Will something happen if time runs on?"""
-    if s.num_arrived < s.num_requests:
+    if s.num_arrived < s.num_requests or (p.drop_after < np.inf and s.queue_length > 0):
         return True
     for i in range(s.inst_model.shape[0]):
         if s.num_seated[i] > 0 or s.op[i] != NO_OP:

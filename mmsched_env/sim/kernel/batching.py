@@ -5,7 +5,7 @@ iteration adds one token to each request's context; its end is found in closed f
 events however many tokens it produces.
 """
 
-from math import floor, sqrt
+from math import ceil, floor, sqrt
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from ..state import (
     READY,
     SAME_INSTANT_S,
 )
-from .costs import chunk_const, chunk_cpu, chunk_gpu, decode_cpu, decode_gpu
+from .costs import chunk_const, chunk_cpu, chunk_gpu, decode_cpu, decode_gpu, depth_segment, kv_cpu, kv_gpu
 from .logbook import record
 from .memory import gpu_of
 
@@ -88,7 +88,7 @@ def plan(s, p, r, log, i):
             left = r[j].output_tokens - r[j].generated
             soonest = left if decoders == 1 else min(soonest, left)
     if first >= 0:
-        plan_prompt(s, p, r, i, first, context if p.prefill_mode == MIXED else 0)
+        plan_prompt(s, p, r, i, first, decoders if p.prefill_mode == MIXED else 0, context)
     elif decoders > 0:
         plan_decode(s, p, i, decoders, context, soonest)
     else:
@@ -100,7 +100,7 @@ def plan(s, p, r, log, i):
 
 
 @compiled
-def plan_prompt(s, p, r, i, j, context):
+def plan_prompt(s, p, r, i, j, decoders, context):
     """One iteration of prompt work for request j: its image encoder, or a chunk beside the decoders' tokens."""
     g = gpu_of(s, i)
     m = s.inst_model[i]
@@ -120,24 +120,31 @@ def plan_prompt(s, p, r, i, j, context):
     s.it_kind[i] = CHUNK
     s.it_tokens[i] = tokens
     s.it_const[i] = chunk_const(p, m, g, k, tokens)
-    s.it_gpu[i] = chunk_gpu(p, m, g, k, tokens, area) + p.gpu_kv[m, g, k] * context
-    s.it_cpu[i] = chunk_cpu(p, m, g, k, tokens, area) + p.cpu_kv[m, g, k] * context
+    s.it_gpu[i] = chunk_gpu(p, m, g, k, tokens, area)
+    s.it_cpu[i] = chunk_cpu(p, m, g, k, tokens, area)
+    if decoders > 0:
+        s.it_gpu[i] += kv_gpu(p, m, g, k, decoders, context)
+        s.it_cpu[i] += kv_cpu(p, m, g, k, decoders, context)
 
 
 @compiled
 def plan_decode(s, p, i, batch, context, count):
-    """Decode until the first request of the batch is finished."""
+    """Decode until the first request of the batch is finished or the mean context passes a knot of the depth table."""
     g = gpu_of(s, i)
     m = s.inst_model[i]
     k = s.inst_level[i]
+    mean = context / batch  # grows by one each iteration
+    segment = depth_segment(p, m, g, mean)
+    if segment + 1 < p.depth_knot.shape[2] and p.depth_knot[m, g, segment + 1] < mean + count:
+        count = max(1, int(ceil(p.depth_knot[m, g, segment + 1] - mean)))  # noqa: RUF046 (Numba's ceil is a float)
     s.it_kind[i] = DECODING
     s.it_request[i] = -1
     s.it_count[i] = count
     s.it_const[i] = p.iter_const[m, g, k]
     s.it_gpu[i] = decode_gpu(p, m, g, k, batch, context)
     s.it_cpu[i] = decode_cpu(p, m, g, k, batch, context)
-    s.it_gpu_slope[i] = p.gpu_kv[m, g, k] * batch
-    s.it_cpu_slope[i] = p.cpu_kv[m, g, k] * batch
+    s.it_gpu_slope[i] = p.gpu_kv[m, g, k] * batch * p.depth_gpu[m, g, segment]
+    s.it_cpu_slope[i] = p.cpu_kv[m, g, k] * batch * p.depth_cpu[m, g, segment]
 
 
 @compiled

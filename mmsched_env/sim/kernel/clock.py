@@ -16,12 +16,25 @@ from . import waiting
 from .batching import end_iterations, plan_all, share_devices
 from .logbook import record
 from .operations import end_stage, run_pending
-from .requests import end_restore, finish, start_over, start_restores
+from .requests import drop, drop_time, end_restore, finish, start_over, start_restores
 from .transfers import delay_over, finish_unit, share_resources
 
 
 @compiled
-def next_event(s, r):
+def next_drop(s, p, r):
+    """Drop time of the waiting request that is dropped first; inf if requests are never dropped."""
+    t = np.inf
+    if p.drop_after < np.inf:
+        j = s.queue_head
+        while j >= 0:
+            if r[j].phase == QUEUED:
+                t = min(t, drop_time(p, r[j]))
+            j = r[j].next
+    return t
+
+
+@compiled
+def next_event(s, p, r):
     """Time of the next event; inf if nothing will ever happen."""
     t = np.inf
     for i in range(s.it_end.shape[0]):
@@ -30,6 +43,7 @@ def next_event(s, r):
         t = min(t, s.unit_end[unit])
     if s.num_arrived < s.num_requests:
         t = min(t, r[s.num_arrived].arrival_s)
+    t = min(t, next_drop(s, p, r))
     return max(t, s.now)
 
 
@@ -52,7 +66,7 @@ def advance(s, p, r, log):
         plan_all(s, p, r, log)
         share_devices(s, p)
         share_resources(s, p)
-        t = next_event(s, r)
+        t = next_event(s, p, r)
         if t > p.max_time_s:
             let_time_pass(s, p.max_time_s)
             return False
@@ -65,15 +79,27 @@ def advance(s, p, r, log):
 
 @compiled
 def one_instant(s, p, r, log, limit):
-    """Process all events up to `limit`: iteration ends, then transfers, then arrivals, each by index."""
+    """Process all events up to `limit`: iteration ends, then transfers, drops, arrivals, each by index."""
     for i in range(s.it_end.shape[0]):
         if s.it_end[i] <= limit:
             end_of_iterations(s, p, r, log, i)
     for unit in range(s.unit_end.shape[0]):
         if s.unit_end[unit] <= limit:
             end_of_unit(s, p, r, log, unit)
+    if p.drop_after < np.inf:
+        drop_overdue(s, p, r, log, limit)
     while s.num_arrived < s.num_requests and r[s.num_arrived].arrival_s <= limit:
         arrive(s, r, log)
+
+
+@compiled
+def drop_overdue(s, p, r, log, limit):
+    j = s.queue_head
+    while j >= 0:
+        after = r[j].next
+        if r[j].phase == QUEUED and drop_time(p, r[j]) <= limit:
+            drop(s, p, r, log, j)
+        j = after
 
 
 @compiled

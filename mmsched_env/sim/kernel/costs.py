@@ -4,13 +4,46 @@ from ..jit import compiled
 
 
 @compiled
+def kv_gpu(p, m, g, k, batch, context):
+    """GPU seconds of attending to `context` tokens of `batch` requests; piecewise linear in the mean context."""
+    total = 0.0
+    before = 0.0
+    for d in range(p.depth_knot.shape[2]):
+        total += (p.depth_gpu[m, g, d] - before) * max(0.0, context / batch - p.depth_knot[m, g, d])
+        before = p.depth_gpu[m, g, d]
+    return p.gpu_kv[m, g, k] * batch * total
+
+
+@compiled
+def kv_cpu(p, m, g, k, batch, context):
+    total = 0.0
+    before = 0.0
+    for d in range(p.depth_knot.shape[2]):
+        total += (p.depth_cpu[m, g, d] - before) * max(0.0, context / batch - p.depth_knot[m, g, d])
+        before = p.depth_cpu[m, g, d]
+    return p.cpu_kv[m, g, k] * batch * total
+
+
+@compiled
+def depth_segment(p, m, g, mean_context):
+    """Index of the last knot at or below a mean context: its slopes hold from there to the next knot."""
+    segment = 0
+    for d in range(1, p.depth_knot.shape[2]):
+        if mean_context >= p.depth_knot[m, g, d]:
+            segment = d
+    return segment
+
+
+@compiled
 def decode_gpu(p, m, g, k, batch, context):
-    return p.gpu_base[m, g, k] * p.batch_gpu[m, g, batch - 1] + p.gpu_head[m, g, k] + p.gpu_kv[m, g, k] * context
+    weights = p.gpu_base[m, g, k] * p.batch_gpu[m, g, batch - 1] + p.gpu_head[m, g, k]
+    return weights + kv_gpu(p, m, g, k, batch, context)
 
 
 @compiled
 def decode_cpu(p, m, g, k, batch, context):
-    return p.cpu_base[m, g, k] * p.batch_cpu[m, g, batch - 1] + p.cpu_head[m, g, k] + p.cpu_kv[m, g, k] * context
+    weights = p.cpu_base[m, g, k] * p.batch_cpu[m, g, batch - 1] + p.cpu_head[m, g, k]
+    return weights + kv_cpu(p, m, g, k, batch, context)
 
 
 @compiled

@@ -119,9 +119,9 @@ def shrink_cache(s, p, h, keep):
                 victim = m
         if victim < 0:
             victim = keep
-        if victim < 0:
+        give = min(excess, s.cached[h, victim] - s.pinned[h, victim]) if victim >= 0 else 0
+        if give <= 0:
             return  # only if a caller reserved more than it checked for: the invariant tests catch that
-        give = min(excess, s.cached[h, victim] - s.pinned[h, victim])
         s.cached[h, victim] -= give
         s.cache_valid[h, victim] = min(s.cache_valid[h, victim], s.cached[h, victim])
         excess -= give

@@ -328,6 +328,5 @@ def run_pending(s, p, r, log, i):
         start_evict(s, p, r, log, i)
     elif pending == PENDING_PREEMPT_REQUEST:
         preempt_longest(s, p, r, log, i)
-        s.decision = 1
     elif pending == PENDING_RESIZE:
         start_resize(s, p, r, log, i)

@@ -7,12 +7,14 @@ from ..state import (
     CHEAPER,
     DECODE,
     DONE,
+    DROPPED,
     NO_PENDING,
     PREFILL,
     READY,
     RECOMPUTE,
     RESTORING,
     SAVING,
+    TERM_FLOW_TIME,
     TERM_SLO_MISS,
     TERM_SLOWDOWN,
     UNIT_IDLE,
@@ -151,6 +153,29 @@ def take_off(s, p, r, log, i, b):
     free_seat(s, p, r, i, b)
     s.decision = 1
     return -1
+
+
+@compiled
+def drop_time(p, request):
+    """When the request is dropped if it still waits."""
+    return request.arrival_s + p.drop_after * request.predicted_slo_e2e_s
+
+
+@compiled
+def drop(s, p, r, log, j):
+    """Waiting request j leaves unserved, charged as if it had stayed until its penalty time."""
+    waiting.remove(s, r, j)
+    drop_saved(s, r[j])
+    r[j].phase = DROPPED
+    r[j].charged_until_s = max(s.now, r[j].arrival_s + p.drop_penalty * r[j].predicted_slo_e2e_s)
+    charge = r[j].weight * (r[j].charged_until_s - s.now)
+    s.terms[TERM_FLOW_TIME] += charge
+    s.terms[TERM_SLO_MISS] += r[j].weight
+    s.weight_in_system -= r[j].weight
+    s.num_in_system -= 1
+    s.num_dropped += 1
+    record(s, log, events.DROP, j, -1, r[j].model, -1, charge)
+    s.decision = 1
 
 
 @compiled

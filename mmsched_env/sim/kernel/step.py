@@ -19,8 +19,13 @@ OUTCOME = np.dtype(
 
 
 @compiled
+def drained(s):
+    return s.num_done + s.num_dropped == s.num_requests
+
+
+@compiled
 def ended(s, p):
-    return s.num_done == s.num_requests or s.now >= p.max_time_s or s.num_steps >= p.max_steps
+    return drained(s) or s.now >= p.max_time_s
 
 
 @compiled
@@ -70,8 +75,9 @@ def decide(s, p, r, log, action, outcome):
     for term in range(s.terms.shape[0]):
         reward -= p.reward_weights[term] * s.terms[term]
     outcome.reward = reward
-    outcome.terminated = 1 if s.num_done == s.num_requests else 0
-    outcome.truncated = 1 if outcome.terminated == 0 and ended(s, p) else 0
+    outcome.terminated = 1 if drained(s) else 0
+    limit = s.now >= p.max_time_s or s.num_steps >= p.max_steps
+    outcome.truncated = 1 if limit and not drained(s) else 0
     outcome.stalled = 0 if alive else 1
 
 
