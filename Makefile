@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 
 demo: $(INSTALLED)
 	$(BIN)/python -m mmsched_env train experiment=demo out=runs/demo/train
-	$(BIN)/python -m mmsched_env evaluate experiment=demo "policies=[fcfs,random,least_loaded,mect,preemptive,runs/demo/train/best.zip]" out=runs/demo/evaluate
+	$(BIN)/python -m mmsched_env evaluate "policies=[fcfs,random,least_loaded,mect,preemptive,runs/demo/train/latest.zip]" out=runs/demo/evaluate
 
 test: $(INSTALLED) lint
 	$(BIN)/python -m pytest -m "not slow"

@@ -56,7 +56,10 @@ class ServingSB3VecEnv(VecEnv):
     def step_wait(self) -> VecEnvStepReturn:
         before = self.serving.simulation.state["now"].copy()
         observation, rewards, terminated, truncated, infos = self.serving.step(self._actions)
-        self.elapsed_s = infos["time_s"] - before
+        after = infos["time_s"]
+        if "final_info" in infos:  # a finished environment's clock has been set back for its next episode
+            after = np.where(infos["_final_info"], infos["final_info"]["time_s"], after)
+        self.elapsed_s = after - before
         self._returns += rewards
         self._lengths += 1
         done = terminated | truncated
@@ -66,7 +69,7 @@ class ServingSB3VecEnv(VecEnv):
                 "terminal_observation": _without_mask(infos["final_obs"][i]),
                 "TimeLimit.truncated": bool(truncated[i] and not terminated[i]),
                 "episode": {"r": float(self._returns[i]), "l": int(self._lengths[i])},
-                "metrics": infos["final_info"][i]["metrics"],
+                "metrics": {key: values[i] for key, values in infos["final_info"]["metrics"].items() if key[0] != "_"},
             }
             self._returns[i] = 0
             self._lengths[i] = 0
