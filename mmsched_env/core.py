@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,21 @@ from .errors import ConfigError
 from .observation import BLOCKS, ObservationBuffer
 from .sim.events import EVENT
 from .sim.jit import records
-from .sim.kernel.step import OUTCOME, reset_batch, step_batch
+from .sim.kernel.step import OUTCOME, present_batch, reset_batch, step_batch
 from .sim.params import make_params
 from .sim.requests import check_servable, make_requests
 from .sim.state import REQUEST, STATE, Dims, zeros
 from .workload.trace import RequestTrace
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One environment at one instant: copies, so that what happens later does not change them."""
+
+    state: NDArray[np.void]  # (1,) STATE
+    requests: NDArray[np.void]  # (R,) REQUEST
+    log: NDArray[np.void]  # event log so far
+    trace: RequestTrace
 
 
 class Simulation:
@@ -100,6 +111,35 @@ class Simulation:
                 f"environment {env} is stalled at {self.state['now'][env]} s: requests wait, nothing is legal"
             )
         return self.outcomes
+
+    def snapshot(self, env: int) -> Snapshot:
+        """Environment `env` as it stands: what `restore` takes, here or in another simulation of the configuration.
+
+        It holds the whole episode, true output lengths and future arrivals included.
+        """
+        trace = self.traces[env]
+        if trace is None:
+            raise ConfigError("snapshot() before reset(); accepted: an environment with an episode under way")
+        one = slice(env, env + 1)
+        return Snapshot(self.state[one].copy(), self.episode_requests(env).copy(), self.event_log(env).copy(), trace)
+
+    def restore(self, snapshot: Snapshot, envs: slice = slice(None)) -> None:
+        """Put a snapshot into some environments (by default all: a batch of branches) and write their observations.
+
+        Each goes on exactly as the original would, to the last bit.
+        """
+        length = len(snapshot.requests)
+        self._make_room(length)
+        self.state[envs] = snapshot.state
+        self.state["logging"][envs] = self.logging
+        self.requests[envs, :length] = snapshot.requests
+        for env in range(*envs.indices(self.num_envs)):
+            self.traces[env] = snapshot.trace
+        if self.logging:
+            self._make_log_room()
+            self.logs[envs, : len(snapshot.log)] = snapshot.log
+        state, params, requests, _, *buffers = self._arguments(envs)
+        present_batch(state, params, requests, *buffers)
 
     def event_log(self, env: int) -> NDArray[np.void]:
         """The episode's event log so far, EVENT rows in the order they happened."""

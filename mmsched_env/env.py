@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, SupportsInt, cast
 
 import gymnasium as gym
@@ -11,13 +13,21 @@ from numpy.typing import NDArray
 
 from . import metrics, observation
 from .config import EnvConfig, env_config
-from .core import Simulation
+from .core import Simulation, Snapshot
 from .errors import ConfigError, MmschedError
 from .reward import TERMS
 from .workload.trace import RequestTrace
 
 Observation = dict[str, NDArray[Any]]
 RENDER_MODES = ("ansi", "rgb_array")
+
+
+@dataclass(frozen=True)
+class EnvState:
+    """What `ServingEnv.get_state` returns."""
+
+    simulation: Snapshot
+    generator: Mapping[str, Any]
 
 
 class ServingEnv(gym.Env[Observation, np.int64]):
@@ -127,6 +137,23 @@ class ServingEnv(gym.Env[Observation, np.int64]):
     def action_masks(self) -> NDArray[np.bool_]:
         """Legal actions, bool (A,): the form `sb3_contrib` asks for."""
         return np.asarray(self.simulation.current.mask[0], np.bool_)
+
+    def get_state(self) -> EnvState:
+        """Everything the rest of the episode depends on: the simulation and the random generator. For `set_state`."""
+        return EnvState(self.simulation.snapshot(0), copy.deepcopy(self.np_random.bit_generator.state))
+
+    def set_state(self, state: EnvState) -> Observation:
+        """Go back (or over) to a state of an environment of the same configuration; returns its observation."""
+        self.simulation.restore(state.simulation)
+        self.np_random.bit_generator.state = copy.deepcopy(state.generator)
+        self._started = True
+        return self._observation()
+
+    def clone(self) -> ServingEnv:
+        """A second environment in the same state, going on independently and, with the same actions, identically."""
+        twin = type(self)(self.config, self.render_mode)
+        twin.set_state(self.get_state())
+        return twin
 
     def render(self) -> Any:
         """Text (`ansi`) or an image (`rgb_array`, uint8 (height, width, 3)) of the episode so far."""

@@ -106,3 +106,11 @@ def step_batch(state, params, requests, logs, actions, outcomes, queue, instance
         p = params[e % params.shape[0]]
         decide(s, p, requests[e], logs[e], actions[e], outcomes[e])
         present(s, p, requests[e], queue[e], instances[e], gpus[e], models[e], pairs[e], whole[e], mask[e])
+
+
+@entry_point
+def present_batch(state, params, requests, queue, instances, gpus, models, pairs, whole, mask):
+    """Write the observations of environments as they stand, after their records have been put back."""
+    for e in range(state.shape[0]):
+        p = params[e % params.shape[0]]
+        present(state[e], p, requests[e], queue[e], instances[e], gpus[e], models[e], pairs[e], whole[e], mask[e])
