@@ -111,6 +111,8 @@ class SimConfig:
     """a request still waiting after this many times its E2E target is dropped; inf: never"""
     drop_penalty: float = 2.0
     """a dropped request is charged flow time until this many times its E2E target, or until it is dropped if later"""
+    debug_checks: bool = False
+    """true: the simulator checks its invariants after every step and raises where one is broken (slower)"""
     max_time_s: float = float("inf")
     """truncate an episode at this simulated time"""
     max_steps: int = 1_000_000

@@ -15,6 +15,7 @@ from .errors import ConfigError
 from .observation import BLOCKS, ObservationBuffer
 from .sim.events import EVENT
 from .sim.jit import records
+from .sim.kernel.checks import BROKEN, check_batch
 from .sim.kernel.step import OUTCOME, present_batch, reset_batch, step_batch
 from .sim.params import make_params
 from .sim.requests import check_servable, make_requests
@@ -91,6 +92,7 @@ class Simulation:
         self.state["num_requests"][env] = len(trace)
         self.state["logging"][env] = self.logging
         reset_batch(*self._arguments(slice(env, env + 1)))
+        self._check_invariants(slice(env, env + 1))
 
     def step(self, actions: NDArray[np.int64]) -> Any:
         """One action per environment. Returns the OUTCOME records (N,), overwritten by the next call.
@@ -98,13 +100,15 @@ class Simulation:
         Raises
         ------
         RuntimeError
-            An environment is stalled: a fault of the simulator, please report it.
+            An environment is stalled or breaks an invariant (looked for with `sim.debug_checks`): a fault of the
+            simulator, please report it.
         """
         self.buffers = self.buffers[::-1]
         if self.logging:
             self._make_log_room()
         state, params, requests, logs, *buffers = self._arguments(slice(None))
         step_batch(state, params, requests, logs, actions, records(self.outcomes), *buffers)
+        self._check_invariants(slice(None))
         if self.outcomes.stalled.any():
             env = int(np.argmax(self.outcomes.stalled))
             raise RuntimeError(
@@ -140,6 +144,19 @@ class Simulation:
             self.logs[envs, : len(snapshot.log)] = snapshot.log
         state, params, requests, _, *buffers = self._arguments(envs)
         present_batch(state, params, requests, *buffers)
+
+    def _check_invariants(self, part: slice) -> None:
+        if not self.config.sim.debug_checks:
+            return
+        state, params, requests, *_ = self._arguments(part)
+        faults = np.zeros(len(state), np.int64)
+        check_batch(state, params, requests, faults)
+        if faults.any():
+            at = int(np.argmax(faults != 0))
+            raise RuntimeError(
+                f"environment {range(self.num_envs)[part][at]}, step {state['num_steps'][at]}, {state['now'][at]} s: "
+                f"broken invariant: {BROKEN[faults[at]]}"
+            )
 
     def event_log(self, env: int) -> NDArray[np.void]:
         """The episode's event log so far, EVENT rows in the order they happened."""

@@ -11,6 +11,7 @@ operations.py load, evict, save and resize: what their stages are and what happe
 actions.py    which actions are legal, and what they do
 clock.py      next event, and everything that happens at one instant
 step.py       reset_batch and step_batch
+checks.py     invariants recounted after a step, for debugging
 
 Arguments everywhere: `s` one STATE record, `p` one PARAMS record, `r` the trace's REQUEST records, `log` EVENT rows.
 """
