@@ -59,6 +59,7 @@ def load_policy(path: str | Path, stochastic: bool = False) -> TrainedPolicy:
     ConfigError
         There is no such file, it is not a checkpoint, or not one of this version's networks.
     """
+    torch.set_num_threads(1)  # one decision is too little work to share, and threads that wait for it cost more
     return TrainedPolicy(Path(path), read_checkpoint(path), stochastic)
 
 

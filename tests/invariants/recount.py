@@ -171,7 +171,8 @@ class Recount:
                     if fits and swap <= self.swap_bytes[h] - self.host_swap(h):
                         legal.add(layout.offload(i, k))
         ahead = s["num_arrived"] < len(r) or any(self.seats(i) or s["op"][i] != c.NO_OP for i in self.instances())
-        if ahead or not legal:
+        droppable = self.config.sim.drop_after < float("inf") and bool(queue)
+        if ahead or droppable or not legal:
             legal.add(0)
         return legal
 
@@ -214,10 +215,11 @@ class Recount:
         phases = Counter(int(x) for x in r["phase"])
         waiting = phases[c.QUEUED]
         seated = sum(phases[phase] for phase in SEATED)
-        assert s["num_arrived"] == len(r) - phases[c.FUTURE] == waiting + seated + phases[c.DONE], "I1"
-        assert s["num_done"] == phases[c.DONE]
+        gone = phases[c.DONE] + phases[c.DROPPED]
+        assert s["num_arrived"] == len(r) - phases[c.FUTURE] == waiting + seated + gone, "I1"
+        assert s["num_done"] == phases[c.DONE] and s["num_dropped"] == phases[c.DROPPED]
         assert s["num_in_system"] == waiting + seated
-        weight = sum(float(row["weight"]) for row in r if row["phase"] not in (c.FUTURE, c.DONE))
+        weight = sum(float(row["weight"]) for row in r if row["phase"] not in (c.FUTURE, c.DONE, c.DROPPED))
         assert abs(s["weight_in_system"] - weight) < 1e-9
         slack = 1e-9
         for j, row in enumerate(r):
@@ -233,6 +235,7 @@ class Recount:
                 assert row["generated"] == row["output_tokens"] and len(come) == 3, f"I6: request {j}"
             else:
                 assert row["generated"] < row["output_tokens"] and row["finish_s"] < 0
+            assert (phase == c.DROPPED) == (row["charged_until_s"] >= 0)
             kv = (row["saved_host"] >= 0, row["saved_tokens"] > 0, row["saved_bytes"] > 0)
             assert len(set(kv)) == 1, f"request {j} has half a saved KV cache"
             if kv[0]:
@@ -334,13 +337,14 @@ def check_log(log: Any, records: Any, state: Any, slots: int) -> None:
 
 
 def flow_time_from_log(log: Any, weights: Any, until_s: float) -> float:
-    """Integral of the weighted number of requests in the system, from ARRIVE and FINISH rows alone."""
-    from mmsched_env.sim.events import ARRIVE, FINISH
+    """Integral of the weighted number of requests in the system, from ARRIVE, FINISH and DROP rows alone."""
+    from mmsched_env.sim.events import ARRIVE, DROP, FINISH
 
     total, level, last = 0.0, 0.0, 0.0
     for row in log:
-        if row["kind"] in (ARRIVE, FINISH):
+        if row["kind"] in (ARRIVE, FINISH, DROP):
             total += level * (float(row["time_s"]) - last)
             last = float(row["time_s"])
             level += float(weights[row["request"]]) * (1 if row["kind"] == ARRIVE else -1)
+            total += float(row["value"]) if row["kind"] == DROP else 0.0
     return total + level * (until_s - last)
