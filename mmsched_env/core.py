@@ -168,10 +168,10 @@ class Simulation:
         return np.asarray(self.requests[env, : 0 if trace is None else len(trace)])
 
     def _arguments(self, part: slice) -> list[Any]:
-        """The kernel's arguments for some environments: state, params, requests, logs, blocks, mask."""
+        """The kernel's arguments for some environments: state, params, requests, logs, blocks, the blocks as one, mask."""
         arrays = [records(array)[part] for array in (self.state, self.requests, self.logs)]
         blocks = [self.current.records[block][part] for block in BLOCKS]
-        return [arrays[0], records(self.params), *arrays[1:], *blocks, self.current.mask[part]]
+        return [arrays[0], records(self.params), *arrays[1:], *blocks, self.current.flat[part], self.current.mask[part]]
 
     def _make_room(self, length: int) -> None:
         if self.requests is None or self.requests.shape[1] < length:

@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).resolve().parent.parent
 
 def compiled_sources() -> list[Path]:
     """Source files whose code can be compiled into a cached function."""
-    return sorted([*PACKAGE.glob("sim/**/*.py"), PACKAGE / "observation.py"])
+    return sorted(PACKAGE.glob("sim/**/*.py"))
 
 
 def source_hash(more: Iterable[Path] = ()) -> str:

@@ -10,6 +10,7 @@ requests.py   binding a request to an instance, taking it off, finishing it
 operations.py load, evict, save and resize: what their stages are and what happens after each
 actions.py    which actions are legal, and what they do
 clock.py      next event, and everything that happens at one instant
+encoder.py    writing the observation
 step.py       reset_batch and step_batch
 checks.py     invariants recounted after a step, for debugging
 

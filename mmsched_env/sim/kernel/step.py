@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from ...observation import encode
 from ..jit import compiled, entry_point
 from .actions import apply, write_mask
 from .clock import advance
+from .encoder import encode
 
 OUTCOME = np.dtype(
     [
@@ -82,35 +82,40 @@ def decide(s, p, r, log, action, outcome):
 
 
 @compiled
-def present(s, p, r, queue, instances, gpus, models, pairs, whole, mask):
+def present(s, p, r, queue, instances, gpus, models, pairs, whole, flat, mask):
+    flat[:] = 0.0
     encode(s, p, r, queue, instances, gpus, models, pairs, whole)
     mask[:] = s.mask
 
 
 @entry_point
-def reset_batch(state, params, requests, logs, queue, instances, gpus, models, pairs, whole, mask):
+def reset_batch(state, params, requests, logs, queue, instances, gpus, models, pairs, whole, flat, mask):
     """Bring zeroed environments to their first decision point and write their observations."""
     for e in range(state.shape[0]):
         s = state[e]
         p = params[e % params.shape[0]]
         start(s, p)
         to_decision(s, p, requests[e], logs[e], False)
-        present(s, p, requests[e], queue[e], instances[e], gpus[e], models[e], pairs[e], whole[e], mask[e])
+        present(s, p, requests[e], queue[e], instances[e], gpus[e], models[e], pairs[e], whole[e], flat[e], mask[e])
 
 
 @entry_point
-def step_batch(state, params, requests, logs, actions, outcomes, queue, instances, gpus, models, pairs, whole, mask):
+def step_batch(
+    state, params, requests, logs, actions, outcomes, queue, instances, gpus, models, pairs, whole, flat, mask
+):
     """Take one action in every environment, run to its next decision point and write its observation."""
     for e in range(state.shape[0]):
         s = state[e]
         p = params[e % params.shape[0]]
         decide(s, p, requests[e], logs[e], actions[e], outcomes[e])
-        present(s, p, requests[e], queue[e], instances[e], gpus[e], models[e], pairs[e], whole[e], mask[e])
+        present(s, p, requests[e], queue[e], instances[e], gpus[e], models[e], pairs[e], whole[e], flat[e], mask[e])
 
 
 @entry_point
-def present_batch(state, params, requests, queue, instances, gpus, models, pairs, whole, mask):
+def present_batch(state, params, requests, queue, instances, gpus, models, pairs, whole, flat, mask):
     """Write the observations of environments as they stand, after their records have been put back."""
     for e in range(state.shape[0]):
         p = params[e % params.shape[0]]
-        present(state[e], p, requests[e], queue[e], instances[e], gpus[e], models[e], pairs[e], whole[e], mask[e])
+        present(
+            state[e], p, requests[e], queue[e], instances[e], gpus[e], models[e], pairs[e], whole[e], flat[e], mask[e]
+        )
