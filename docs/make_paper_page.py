@@ -387,8 +387,8 @@ has two sizes on one machine, so the profiles stay as fitted.
 ## Preemption
 
 From the event log: KV save, unload, load, KV restore, first token after the resume; reload share is load (engine start,
-tokenizer, weights) over the total less the decode step that the token would have cost anyway. Prompt {prompt}, output {output}, KV swapped to host RAM, weights from host
-RAM, link as in the profile:
+tokenizer, weights) over the total less the decode step that the token would have cost anyway. Prompt {prompt}, output
+{output}, KV swapped to host RAM, weights from host RAM, link as in the profile:
 
 {progress}
 By prompt length, half of the output done, RTX 5000 Ada; with `recompute` the token is the whole context's prefill. The

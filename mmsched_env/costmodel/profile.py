@@ -114,7 +114,13 @@ class ModelProfile:
 
     @property
     def layer_bytes(self) -> float:
+        """Bytes of one layer, experts apart."""
         return self.architecture.layer_bytes(self.quant)
+
+    @property
+    def expert_bytes(self) -> float:
+        """Bytes of one expert of one layer."""
+        return self.architecture.expert_bytes(self.quant)
 
     @property
     def head_bytes(self) -> float:
@@ -129,7 +135,7 @@ class ModelProfile:
     def file_bytes(self) -> int:
         arch = self.architecture
         text = arch.layers * self.layer_bytes + self.head_bytes + arch.embedding_bytes(self.quant)
-        return round(text) + self.encoder_bytes
+        return round(text + arch.layers * arch.num_experts * self.expert_bytes) + self.encoder_bytes
 
 
 def load_gpu(name: str, root: Path = PROFILES) -> GpuProfile:
@@ -175,7 +181,7 @@ def catalogue_rows(root: Path = PROFILES) -> list[dict[str, Any]]:
         rows.append(_row("host", name, host.ram.value, _provenances(host), host.errors))
     for name in names["model"]:
         model = load_model(name, root)
-        count = Counter({model.provenance: len(dataclasses.fields(Architecture))})
+        count = Counter({model.provenance: sum(value is not None for value in vars(model.architecture).values())})
         rows.append(_row("model", name, model.file_bytes, count, {}))
     return rows
 

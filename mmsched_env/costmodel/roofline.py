@@ -7,6 +7,7 @@ docs/cost_model.md for the formulas, their reasons and their errors.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +24,56 @@ REFERENCE_WIDTH = 4096
 """hidden size of the model whose prefill rates the profiles state"""
 
 
+@dataclass(frozen=True)
+class Side:
+    """What one offload level puts on one side, GPU or host."""
+
+    launched: int
+    """layers that run there (of a mixture of experts: whose attention runs there)"""
+    attention: int
+    """layers whose attention and KV cache are there"""
+    read: float
+    """weight bytes that a decode step reads there, head apart"""
+    idle: float
+    """weight bytes there that it does not read: the experts that the token is not sent to"""
+    head: float
+    """weight bytes of the output head"""
+    flops: float
+    """arithmetic of one token, attention scores and head apart"""
+
+
 def units(model: ModelProfile) -> int:
-    """Offload units: the layers, then the output head."""
-    return model.architecture.layers + 1
+    """Offload units: the layers, then the output head; of a mixture of experts: the experts of each layer."""
+    return model.architecture.layers + (0 if model.architecture.experts else 1)
+
+
+def sides(model: ModelProfile, on_gpu: int) -> tuple[Side, Side]:
+    """What the GPU and the host have with the first `on_gpu` units on the GPU."""
+    return _expert_sides(model, on_gpu) if model.architecture.experts else _layer_sides(model, on_gpu)
+
+
+def _layer_sides(model: ModelProfile, on_gpu: int) -> tuple[Side, Side]:
+    arch = model.architecture
+    gpu = min(on_gpu, arch.layers)
+    cpu, head_on_gpu = arch.layers - gpu, on_gpu > arch.layers
+    return (
+        Side(gpu, gpu, gpu * model.layer_bytes, 0.0, head_on_gpu * model.head_bytes, gpu * arch.layer_flops),
+        Side(cpu, cpu, cpu * model.layer_bytes, 0.0, (not head_on_gpu) * model.head_bytes, cpu * arch.layer_flops),
+    )
+
+
+def _expert_sides(model: ModelProfile, on_gpu: int) -> tuple[Side, Side]:
+    """Only experts leave the GPU (llama.cpp's --n-cpu-moe): attention, router, shared expert, head and KV stay."""
+    arch, experts = model.architecture, model.architecture.experts
+    assert experts
+    cpu = arch.layers - on_gpu
+    active, idle = experts.active * model.expert_bytes, (experts.count - experts.active) * model.expert_bytes
+    read = arch.layers * model.layer_bytes + on_gpu * active
+    flops = arch.layers * arch.layer_flops + on_gpu * arch.expert_flops
+    return (
+        Side(arch.layers, arch.attention_layers, read, on_gpu * idle, model.head_bytes, flops),
+        Side(0, 0, cpu * active, cpu * idle, 0.0, cpu * arch.expert_flops),
+    )
 
 
 def resident_bytes(model: ModelProfile, on_gpu: int) -> tuple[int, int]:
@@ -33,18 +81,14 @@ def resident_bytes(model: ModelProfile, on_gpu: int) -> tuple[int, int]:
 
     The input embedding of an untied model is in neither: one row of it is read per token, from the file cache.
     """
-    layers = min(on_gpu, model.architecture.layers)
-    head_on_gpu = on_gpu > model.architecture.layers
-    gpu = layers * model.layer_bytes + head_on_gpu * model.head_bytes + model.encoder_bytes
-    cpu = (model.architecture.layers - layers) * model.layer_bytes + (not head_on_gpu) * model.head_bytes
-    return round(gpu), round(cpu)
+    gpu, cpu = sides(model, on_gpu)
+    return round(gpu.read + gpu.idle + gpu.head + model.encoder_bytes), round(cpu.read + cpu.idle + cpu.head)
 
 
 def kv_bytes(model: ModelProfile, on_gpu: int) -> tuple[int, int]:
-    """KV bytes per context token (GPU, host RAM): each layer's cache lives beside its weights."""
-    arch = model.architecture
-    layers = min(on_gpu, arch.layers)
-    return layers * arch.kv_layer_bytes, (arch.layers - layers) * arch.kv_layer_bytes
+    """KV bytes per context token (GPU, host RAM): each layer's cache lives beside its attention."""
+    gpu, cpu = sides(model, on_gpu)
+    return gpu.attention * model.architecture.kv_layer_bytes, cpu.attention * model.architecture.kv_layer_bytes
 
 
 def buffer_bytes(model: ModelProfile) -> int:
@@ -54,39 +98,47 @@ def buffer_bytes(model: ModelProfile) -> int:
 
 def decode_costs(model: ModelProfile, gpu: GpuProfile, host: HostProfile, on_gpu: int) -> dict[str, float]:
     """Terms of one decode iteration in seconds, named as in CostTables."""
-    arch = model.architecture
-    gpu_layers = min(on_gpu, arch.layers)
-    cpu_layers = arch.layers - gpu_layers
-    head_on_gpu = on_gpu > arch.layers
+    on_gpu_side, on_cpu_side = sides(model, on_gpu)
     gpu_kv, cpu_kv = kv_bytes(model, on_gpu)
+    read = _rate(gpu.read, model, gpu.name)
     return {
-        "iter_const": _iteration_constant(gpu, gpu_layers, on_gpu, units(model)),
-        "gpu_base": gpu_layers * model.layer_bytes / _rate(gpu.read, model, gpu.name),
-        "gpu_head": head_on_gpu * model.head_bytes / _rate(gpu.read, model, gpu.name),
+        "iter_const": _iteration_constant(model, gpu, on_gpu),
+        "gpu_base": on_gpu_side.read / read,
+        "gpu_head": on_gpu_side.head / read,
         "gpu_kv": gpu_kv / gpu.kv_read.value,
-        "cpu_base": cpu_layers * model.layer_bytes / host.read.value,
-        "cpu_head": (not head_on_gpu) * model.head_bytes / host.read.value,
+        "cpu_base": on_cpu_side.read / host.read.value,
+        "cpu_head": on_cpu_side.head / host.read.value,
         "cpu_kv": cpu_kv / host.kv_read.value,
     }
 
 
 def prefill_costs(model: ModelProfile, gpu: GpuProfile, host: HostProfile, on_gpu: int) -> dict[str, float]:
-    """Terms of one prefill chunk in seconds, named as in CostTables."""
+    """Terms of one prefill chunk in seconds, named as in CostTables.
+
+    A whole chunk reaches every expert, so that those a single token leaves idle are read once per chunk too: spread
+    over its tokens, because few tokens reach few experts.
+    """
     arch = model.architecture
-    gpu_layers = min(on_gpu, arch.layers)
-    cpu_layers = arch.layers - gpu_layers
+    here, there = sides(model, on_gpu)
     compute = _rate(gpu.compute, model, gpu.name) * (arch.hidden / REFERENCE_WIDTH) ** gpu.width_exponent.value
     pair_s = arch.attention_flops / gpu.attention.value
     # Attention of a CPU layer runs on the GPU too; its KV cache crosses the link once per chunk.
     kv_copy_s = arch.kv_layer_bytes / (gpu.stream.value * UBATCH)
+    chunk_read = UBATCH * _rate(gpu.read, model, gpu.name)
     return {
-        "prefill_gpu": gpu_layers * arch.layer_flops / compute,
-        "prefill_gpu_stream": arch.layers * arch.layer_flops / compute,
-        "prefill_cpu": cpu_layers * arch.layer_flops / host.compute.value,
-        "stream_s": cpu_layers * model.layer_bytes / gpu.stream.value,
-        "gpu_attn": gpu_layers * pair_s,
-        "cpu_attn": cpu_layers * (pair_s + kv_copy_s),
+        "prefill_gpu": here.flops / compute + here.idle / chunk_read,
+        "prefill_gpu_stream": (here.flops + there.flops) / compute + (here.idle + there.idle) / chunk_read,
+        "prefill_cpu": _prefill_cpu_s(model, host, there),
+        "stream_s": (there.read + there.idle) / gpu.stream.value,
+        "gpu_attn": here.attention * pair_s,
+        "cpu_attn": there.attention * (pair_s + kv_copy_s),
     }
+
+
+def _prefill_cpu_s(model: ModelProfile, host: HostProfile, side: Side) -> float:
+    """Seconds per token computed on the CPU. Few tokens share no experts: each reads its own."""
+    arithmetic = side.flops / host.compute.value
+    return max(arithmetic, side.read / host.read.value) if model.architecture.experts else arithmetic
 
 
 def encode_s(model: ModelProfile, gpu: GpuProfile) -> float:
@@ -121,11 +173,15 @@ def level_units(level: float, num_units: int) -> int:
     return math.floor(level * num_units + 0.5)
 
 
-def _iteration_constant(gpu: GpuProfile, gpu_layers: int, on_gpu: int, num_units: int) -> float:
-    if on_gpu == 0:
+def _iteration_constant(model: ModelProfile, gpu: GpuProfile, on_gpu: int) -> float:
+    """Launches, and entering the CPU: once for all layers there, but for each layer whose experts alone are there."""
+    if model.architecture.experts:
+        entries = units(model) - on_gpu
+    elif on_gpu == 0:
         return gpu.cpu_only_s.value
-    hybrid = gpu.hybrid_s.value if on_gpu < num_units else 0.0
-    return hybrid + gpu_layers * gpu.layer_s.value
+    else:
+        entries = int(on_gpu < units(model))
+    return entries * gpu.hybrid_s.value + sides(model, on_gpu)[0].launched * gpu.layer_s.value
 
 
 def _rate(rates: dict[str, Number], model: ModelProfile, gpu: str) -> float:

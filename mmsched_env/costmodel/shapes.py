@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mmsched_env.errors import ConfigError
+
 BITS_PER_WEIGHT = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5, "q4_k": 4.5, "q5_k": 5.5, "q6_k": 6.5625}
 """GGUF block layouts: bytes of a block with its scales, over the weights in it."""
 
@@ -29,8 +31,39 @@ RECIPES = {
 
 
 @dataclass(frozen=True)
+class Experts:
+    """A mixture-of-experts FFN: `active` of `count` gated FFNs of width `Architecture.ffn` per token, chosen by a router.
+
+    Every token also passes the shared expert, if there is one.
+    """
+
+    count: int
+    active: int
+    shared_ffn: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.active <= self.count:
+            raise ConfigError(f"experts.active is {self.active}; accepted: 1 to experts.count={self.count}")
+
+
+@dataclass(frozen=True)
+class LinearAttention:
+    """Layers that keep a state of fixed size instead of a KV cache (gated delta net); all others attend."""
+
+    layers: int
+    key_heads: int
+    value_heads: int
+    head_dim: int
+
+    def weights(self, hidden: int) -> int:
+        """Matrix weights of one such layer's mixer: queries and keys, values and gates, two scalars a head, output."""
+        inputs = 2 * self.key_heads * self.head_dim + 2 * self.value_heads * self.head_dim + 2 * self.value_heads
+        return hidden * (inputs + self.value_heads * self.head_dim)
+
+
+@dataclass(frozen=True)
 class Architecture:
-    """Shape of a decoder-only transformer with grouped-query attention and a gated FFN."""
+    """Shape of a decoder-only transformer with grouped-query attention and a gated FFN, or a mixture of them."""
 
     layers: int
     hidden: int
@@ -38,24 +71,57 @@ class Architecture:
     kv_heads: int
     head_dim: int
     ffn: int
+    """width of the FFN, or of one expert"""
     vocab: int
     tied_embeddings: bool = False
     qkv_bias: bool = False
     qk_norm: bool = False
+    attention_gate: bool = False
+    experts: Experts | None = None
+    linear: LinearAttention | None = None
 
     @property
-    def layer_weights(self) -> int:
-        """Matrix weights of one layer: what a token multiplies with and a decode step reads."""
+    def attention_layers(self) -> int:
+        """Layers with a KV cache."""
+        return self.layers - (self.linear.layers if self.linear else 0)
+
+    @property
+    def num_experts(self) -> int:
+        """Experts of a layer, 0 in a dense model."""
+        return self.experts.count if self.experts else 0
+
+    @property
+    def layer_weights(self) -> float:
+        """Matrix weights of one layer, experts apart: what every token multiplies with and a decode step reads."""
         return self._important_weights + self._base_weights
 
     @property
-    def _important_weights(self) -> int:
-        return self.hidden * self.kv_heads * self.head_dim + self.hidden * self.ffn
+    def _important_weights(self) -> float:
+        return self._per_layer(self.hidden * self.kv_heads * self.head_dim, 0) + self.hidden * self._every_token_ffn
 
     @property
-    def _base_weights(self) -> int:
-        attention = self.hidden * self.head_dim * (2 * self.heads + self.kv_heads)
-        return attention + 2 * self.hidden * self.ffn
+    def _base_weights(self) -> float:
+        heads = 2 * self.heads + self.kv_heads + (self.heads if self.attention_gate else 0)
+        linear = self.linear.weights(self.hidden) if self.linear else 0
+        return self._per_layer(self.hidden * self.head_dim * heads, linear) + 2 * self.hidden * self._every_token_ffn
+
+    @property
+    def _every_token_ffn(self) -> int:
+        return self.experts.shared_ffn if self.experts else self.ffn
+
+    def _per_layer(self, attention: int, linear: int) -> float:
+        """Mean over the layers of what an attention layer and a linear one have."""
+        if self.linear is None:
+            return attention
+        return (attention * self.attention_layers + linear * self.linear.layers) / self.layers
+
+    @property
+    def _expert_weights(self) -> int:
+        return 3 * self.hidden * self.ffn
+
+    @property
+    def _router_weights(self) -> int:
+        return self.hidden * self.num_experts
 
     @property
     def _layer_vectors(self) -> int:
@@ -66,9 +132,9 @@ class Architecture:
     def params(self) -> int:
         """All parameters, a tied embedding counted once."""
         tables = 1 if self.tied_embeddings else 2
-        return (
-            self.layers * (self.layer_weights + self._layer_vectors) + tables * self.vocab * self.hidden + self.hidden
-        )
+        layer = self.layer_weights + self._layer_vectors + self._router_weights
+        experts = self.num_experts * self._expert_weights
+        return round(self.layers * (layer + experts) + tables * self.vocab * self.hidden + self.hidden)
 
     @property
     def kv_layer_bytes(self) -> int:
@@ -76,9 +142,14 @@ class Architecture:
         return 2 * self.kv_heads * self.head_dim * 2
 
     @property
-    def layer_flops(self) -> int:
-        """Arithmetic of one token through one layer, attention scores apart."""
-        return 2 * self.layer_weights
+    def layer_flops(self) -> float:
+        """Arithmetic of one token through one layer, attention scores and experts apart."""
+        return 2 * (self.layer_weights + self._router_weights)
+
+    @property
+    def expert_flops(self) -> int:
+        """Arithmetic of one token through the experts of one layer that it is sent to."""
+        return 2 * self.experts.active * self._expert_weights if self.experts else 0
 
     @property
     def attention_flops(self) -> int:
@@ -86,12 +157,22 @@ class Architecture:
         return 4 * self.heads * self.head_dim
 
     def layer_bytes(self, quant: str) -> float:
-        """Mean bytes of one layer."""
+        """Mean bytes of one layer, experts apart. Vectors and the router are F32."""
+        base, important = self._bits(quant)
+        matrices = self._base_weights * base + self._important_weights * important
+        return matrices / 8 + (self._layer_vectors + self._router_weights) * 4
+
+    def expert_bytes(self, quant: str) -> float:
+        """Mean bytes of one expert of one layer: two thirds of the base type, the down projection of the finer one."""
+        base, important = self._bits(quant)
+        return self._expert_weights / 3 * (2 * base + important) / 8
+
+    def _bits(self, quant: str) -> tuple[float, float]:
+        """Bits per weight of the base type, and mean over layers of the matrices that some layers store more finely."""
         recipe = RECIPES[quant]
         share = _important_layers(self.layers) / self.layers
         important = share * BITS_PER_WEIGHT[recipe.important] + (1 - share) * BITS_PER_WEIGHT[recipe.base]
-        matrices = self._base_weights * BITS_PER_WEIGHT[recipe.base] + self._important_weights * important
-        return matrices / 8 + self._layer_vectors * 4
+        return BITS_PER_WEIGHT[recipe.base], important
 
     def head_bytes(self, quant: str) -> float:
         """The output projection, read once a step even when it shares its weights with the embedding."""

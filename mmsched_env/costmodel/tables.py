@@ -50,7 +50,7 @@ class CostTables:
     """
 
     # -- residency, per model and level
-    num_units: IntArray  # [M] layers + 1 (the output head, last)
+    num_units: IntArray  # [M] layers + 1 (the output head, last); mixture of experts: layers (the experts of each)
     units_on_gpu: IntArray  # [M, K] level * num_units, halves rounded up
     gpu_weight_bytes: IntArray  # [M, K] weights of the resident units, and the image encoder at every level
     cpu_weight_bytes: IntArray  # [M, K] weights of the units in host RAM
@@ -59,8 +59,8 @@ class CostTables:
     kv_gpu_bytes: IntArray  # [M, K] KV bytes per context token on the GPU
     kv_cpu_bytes: IntArray  # [M, K] KV bytes per context token in host RAM
     # -- decode, seconds
-    iter_const: FloatArray  # [M, G, K] regime constant: all-CPU, hybrid, all-GPU
-    gpu_base: FloatArray  # [M, G, K] reading the resident layers once at batch 1
+    iter_const: FloatArray  # [M, G, K] launches, and entering the CPU (experts: once a layer there)
+    gpu_base: FloatArray  # [M, G, K] reading the resident layers (of experts: the active ones) once at batch 1
     gpu_head: FloatArray  # [M, G, K] output head if resident, else 0
     gpu_kv: FloatArray  # [M, G, K] per context token
     cpu_base: FloatArray  # [M, G, K]

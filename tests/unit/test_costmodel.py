@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
 
-from mmsched_env.config import ClusterConfig, ModelsConfig
+from mmsched_env.config import ClusterConfig, EnvConfig, ModelsConfig
+from mmsched_env.core import Simulation
 from mmsched_env.costmodel import roofline
 from mmsched_env.costmodel.latency import unloaded_latency
 from mmsched_env.costmodel.number import Curve
-from mmsched_env.costmodel.profile import PROFILES, catalogue, load_model
+from mmsched_env.costmodel.profile import PROFILES, catalogue, load_gpu, load_host, load_model
 from mmsched_env.costmodel.tables import CostTables, build_tables, fitting_levels
 from mmsched_env.errors import ConfigError
+from mmsched_env.sim.events import NAMES
+from mmsched_env.workload import RequestTrace
 
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 GPU_OF = {"RTX A6000": 0, "RTX 5000 Ada": 1, "RTX 4090": 2}
@@ -129,6 +133,121 @@ def test_model_that_fits_nowhere_is_refused() -> None:
     assert fitting_levels(tables, 0.25).tolist() == [[[True, False]]]
 
 
+# -- mixture of experts ------------------------------------------------------------------------------------------------
+
+EXPERTS = ("qwen3-30b-a3b-f16", "qwen3-30b-a3b-q4_k_m", "mixtral-8x7b-q4_k_m", "qwen3.5-35b-a3b-q4_k_m")
+
+
+@pytest.fixture(scope="module")
+def experts() -> CostTables:
+    """Mixtures of experts at every number of layers with their experts on the GPU that a level can name."""
+    cluster = ClusterConfig(("rtx-4090-24gb", "rtx-5060-ti-16gb"), ("desktop-ddr5",), (0, 0))
+    return build_tables(cluster, ModelsConfig(EXPERTS), LEVELS, 4)
+
+
+def test_expert_levels_move_experts_only(experts: CostTables) -> None:
+    for m, name in enumerate(EXPERTS):
+        model, units = load_model(name), experts.units_on_gpu[m]
+        arch = model.architecture
+        assert experts.num_units[m] == arch.layers == units[-1] and units[0] == 0
+        one = arch.num_experts * model.expert_bytes
+        np.testing.assert_allclose(experts.cpu_weight_bytes[m], (arch.layers - units) * one, rtol=1e-8)
+        fixed = arch.layers * model.layer_bytes + model.head_bytes
+        np.testing.assert_allclose(experts.gpu_weight_bytes[m], fixed + units * one, rtol=1e-8)
+        both = experts.gpu_weight_bytes[m] + experts.cpu_weight_bytes[m] + arch.embedding_bytes(model.quant)
+        np.testing.assert_allclose(both, experts.file_bytes[m], rtol=1e-8)
+    assert (experts.kv_cpu_bytes == 0).all() and (np.ptp(experts.kv_gpu_bytes, axis=1) == 0).all()
+    for name in ("cpu_head", "cpu_kv", "cpu_attn"):
+        assert (getattr(experts, name) == 0).all(), name
+
+
+def test_decode_reads_the_active_experts(experts: CostTables) -> None:
+    """Qwen3 30B at F16: 8 of 128 experts of 3 x 2048 x 768 weights in each of 48 layers."""
+    active = 48 * 8 * 3 * 2048 * 768 * 2
+    host, gpu = load_host("desktop-ddr5"), load_gpu("rtx-4090-24gb")
+    assert experts.cpu_base[0, 0, 0] == pytest.approx(active / host.read.value)
+    assert experts.cpu_base[0, 0, -1] == 0
+    moved = experts.gpu_base[0, 0, -1] - experts.gpu_base[0, 0, 0]
+    assert moved == pytest.approx(active / gpu.read["f16"].value)
+    outside = 48 * (2048 * 128 * (32 + 4 + 4 + 32) * 2 + 4 * (2048 * 128 + 2 * 2048 + 2 * 128))
+    assert experts.gpu_base[0, 0, 0] == pytest.approx(outside / gpu.read["f16"].value)
+
+
+def test_prompts_read_all_experts(experts: CostTables) -> None:
+    every = 48 * 128 * 3 * 2048 * 768 * 2
+    gpu = load_gpu("rtx-4090-24gb")
+    assert experts.stream_s[0, 0, 0] == pytest.approx(every / gpu.stream.value) and experts.stream_s[0, 0, -1] == 0
+    read = every / gpu.read["f16"].value
+    assert experts.gpu_base[0, 0, -1] + 512 * experts.prefill_gpu[0, 0, -1] > read
+    np.testing.assert_allclose(experts.prefill_gpu[:, :, -1], experts.prefill_gpu_stream[:, :, -1])
+
+
+def test_each_layer_of_experts_enters_the_cpu(experts: CostTables) -> None:
+    gpu = load_gpu("rtx-4090-24gb")
+    on_cpu = (experts.num_units[:, None] - experts.units_on_gpu) * gpu.hybrid_s.value
+    launches = experts.num_units[:, None] * gpu.layer_s.value
+    np.testing.assert_allclose(experts.iter_const[:, 0], on_cpu + launches)
+
+
+def expert_rows(series: str, test: str) -> list[tuple[int, float]]:
+    """(layers whose experts are on the CPU, tokens/s) of a sweep on the RTX 5060 Ti."""
+    with (PROFILES.parent / "measurements" / "offload_sweeps.csv").open(newline="") as file:
+        rows = [r for r in csv.DictReader(file) if r["series_id"] == series and r["test"] == test]
+    return [(int(r["n_cpu_moe"]), float(r["tokens_per_s"])) for r in rows]
+
+
+def expert_step(gpu: str, on_cpu: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Decode and prefill terms of Qwen3.5 35B (the shape of Qwen3.6 35B) on a DDR5 desktop."""
+    model, host = load_model("qwen3.5-35b-a3b-q4_k_m"), load_host("desktop-ddr5")
+    on_gpu = model.architecture.layers - on_cpu
+    costs = (roofline.decode_costs, roofline.prefill_costs)
+    decode, prefill = (cost(model, load_gpu(gpu), host, on_gpu) for cost in costs)
+    return decode, prefill
+
+
+def test_published_expert_sweep_is_predicted() -> None:
+    """Nothing of this model or host is in the fit; that a layer enters the CPU once was chosen knowing these rows."""
+    rows = expert_rows("S30", "tg")
+    assert [n for n, _ in rows] == [40, 36, 33, 30]
+    for on_cpu, rate in rows:
+        decode, _ = expert_step("rtx-5060-ti-16gb", on_cpu)
+        step = sum(value for name, value in decode.items() if not name.endswith("kv"))
+        assert 1 / step == pytest.approx(rate, rel=0.05)
+        once = step - (on_cpu - 1) * load_gpu("rtx-5060-ti-16gb").hybrid_s.value
+        assert 1 / once > 1.4 * rate  # entered once an iteration, as by a dense model
+    decode, _ = expert_step("rtx-4090-24gb", 0)  # 180 tokens/s with everything on the GPU
+    assert 1 / sum(value for name, value in decode.items() if not name.endswith("kv")) == pytest.approx(180, rel=0.05)
+
+
+def test_published_expert_prefill_is_predicted_at_a_known_chunk_only() -> None:
+    """At chunks of 512 within 20 %; the rows of the sweep do not say theirs and are slower."""
+
+    def rate(on_cpu: int) -> float:
+        decode, prefill = expert_step("rtx-5060-ti-16gb", on_cpu)
+        seconds = decode["iter_const"] + decode["gpu_base"] + decode["gpu_head"] + prefill["stream_s"]
+        return 512 / (seconds + 512 * prefill["prefill_gpu_stream"] + prefill["gpu_attn"] * 512**2 / 2)
+
+    (on_cpu, measured), *_ = expert_rows("S30ub", "pp")
+    assert rate(on_cpu) == pytest.approx(measured, rel=0.2)
+    assert all(rate(n) > 1.5 * slow for n, slow in expert_rows("S30", "pp"))
+
+
+def test_simulated_experts_take_what_the_tables_say() -> None:
+    cluster = ClusterConfig(("rtx-a6000-48gb",), ("desktop-ddr5",), (0,))
+    sim = Simulation(EnvConfig(cluster=cluster, models=ModelsConfig(EXPERTS[1:])), 1, logging=True)
+    for m, level in itertools.product(range(3), range(5)):
+        trace = RequestTrace.from_columns(EXPERTS[1:], arrival_s=[0.0], model=[m], prompt_tokens=[520], output_tokens=9)
+        sim.reset(0, trace)
+        sim.step(np.array([sim.layout.dispatch(0, 0, level)]))
+        while not sim.episode_requests(0)["finish_s"][0] > 0:
+            sim.step(np.array([0]))
+        log = sim.event_log(0)
+        loaded = log["time_s"][log["kind"] == NAMES.index("load_end")][0]
+        wanted = by_loop(sim.tables, m, 0, level, 520, 9, 512)
+        times = sim.episode_requests(0)[["first_token_s", "finish_s"]][0]
+        np.testing.assert_allclose([t - loaded for t in times], wanted, rtol=1e-9)
+
+
 def test_every_catalogue_entry_can_be_used() -> None:
     names = catalogue()
     cluster = ClusterConfig(tuple(names["gpu"]), tuple(names["host"]), tuple(0 for _ in names["gpu"]), 0.0)
@@ -179,7 +298,7 @@ def small() -> CostTables:
     return build_tables(cluster, ModelsConfig(), LEVELS, 4)
 
 
-@pytest.mark.parametrize("cluster", ["default", "small"])
+@pytest.mark.parametrize("cluster", ["default", "small", "experts"])
 @pytest.mark.parametrize(("prompt", "output"), [(1, 1), (20, 3), (512, 2), (513, 40), (1500, 200)])
 def test_closed_form_equals_the_loop(cluster: str, prompt: int, output: int, request: pytest.FixtureRequest) -> None:
     tables: CostTables = request.getfixturevalue(cluster)

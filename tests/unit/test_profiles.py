@@ -26,10 +26,40 @@ def test_parameter_count_matches_the_published_one(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "gib"),
-    [("qwen2.5-14b-q4_k_m", 8.37), ("qwen2.5-32b-q4_k_m", 18.50)],  # sizes stated by sweeps S08 and S07
+    [
+        ("qwen2.5-14b-q4_k_m", 8.37),  # stated by sweep S08
+        ("qwen2.5-32b-q4_k_m", 18.50),  # S07
+        ("qwen3-30b-a3b-q4_k_m", 17.35),  # github.com/Wesley-Jakob-Gilbert/Intel-Arc-GPU-Benchmarks
+    ],
 )
 def test_file_size_matches_the_measured_one(name: str, gib: float) -> None:
     assert profile.load_model(name).file_bytes / 2**30 == pytest.approx(gib, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [("qwen3-30b-a3b-q4_k_m", 3.3), ("mixtral-8x7b-q4_k_m", 12.9), ("qwen3.5-35b-a3b-q4_k_m", 3.5)],
+)
+def test_active_parameters_of_experts(name: str, billions: float) -> None:
+    """All but the experts that a token is not sent to, as the model cards count (the last one's says A3B)."""
+    arch = profile.load_model(name).architecture
+    assert arch.experts
+    idle = arch.layers * (arch.experts.count - arch.experts.active) * 3 * arch.hidden * arch.ffn
+    assert arch.params - idle == pytest.approx(billions * 1e9, rel=0.02)
+
+
+def test_only_attention_layers_have_a_cache() -> None:
+    """Qwen3.5 35B: 10 of 40 layers x (key + value) x 2 heads x 256 x 2 bytes."""
+    arch = profile.load_model("qwen3.5-35b-a3b-q4_k_m").architecture
+    assert arch.attention_layers * arch.kv_layer_bytes == 20480
+
+
+def test_more_active_experts_than_there_are_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(profile.PROFILES, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "models" / "mixtral-8x7b.yaml"
+    path.write_text(path.read_text().replace("active: 2", "active: 9"))
+    with pytest.raises(ConfigError, match=r"experts\.active is 9; accepted: 1 to experts\.count=8"):
+        profile.load_model("mixtral-8x7b-q4_k_m", tmp_path)
 
 
 def test_kv_bytes_of_a_token() -> None:
