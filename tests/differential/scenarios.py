@@ -107,12 +107,15 @@ def _draw(rng: Rng, seed: int) -> Scenario:
     gpus, models = int(rng.integers(1, 5)), int(rng.integers(1, 5))
     hosts = int(rng.integers(1, 3))
     trace = _trace(rng, models)
+    tables = _tables(rng, models, gpus, hosts, _longest(trace))
+    if rng.random() < 0.3:
+        trace, tables = trace_on_grid(trace), tables_on_grid(tables)
     return Scenario(
         seed=seed,
         gpu_hosts=tuple(rng.integers(0, hosts, gpus).tolist()),
         kv_swap_fraction=float(rng.choice([0.0, 0.02, 0.1, 0.25, 0.5])),
         trace=trace,
-        tables=_tables(rng, models, gpus, hosts, _longest(trace)),
+        tables=tables,
         sim=_sim(rng),
         reward={"flow_time": float(rng.choice([0.0, 1.0])), "slo_miss": 0.7, "slowdown": 0.3},
         policy=_policy(rng),
@@ -255,9 +258,9 @@ def _prefill(rng: Rng, share: Array, g: int) -> dict[str, Array]:
     token = _log_uniform(rng, 1e-6, 1e-3, m, g, 1)
     return {
         "prefill_gpu": token * on_gpu,
-        "prefill_gpu_stream": token * np.ones(k),
+        "prefill_gpu_stream": token * rng.uniform(0.5, 2, k),
         "prefill_cpu": token * (1 - on_gpu) * _log_uniform(rng, 1, 20, m, g, 1),
-        "stream_s": _log_uniform(rng, 1e-3, 1e-1, m, g, 1) * (1 - on_gpu),
+        "stream_s": _log_uniform(rng, 1e-3, 1e-1, m, g, k),
         "gpu_attn": _log_uniform(rng, 1e-9, 1e-6, m, g, 1) * on_gpu,
         "cpu_attn": _log_uniform(rng, 1e-9, 1e-6, m, g, 1) * (1 - on_gpu),
         "encode_s": _log_uniform(rng, 1e-5, 1e-3, m, g) * rng.integers(0, 2, (m, 1)),
@@ -293,6 +296,32 @@ def _capacities(rng: Rng, residency: dict[str, Array], g: int, h: int, longest: 
         "gpu_bytes": (one.max() * _log_uniform(rng, 0.4, 4, g)).astype(np.int64),
         "host_bytes": (one.sum() * _log_uniform(rng, 0.3, 3, h)).astype(np.int64),
     }
+
+
+GRID_S = 2.0**-8
+NO_TIME = ("gpu_kv", "cpu_kv", "gpu_attn", "cpu_attn")
+PER_TOKEN = ("prefill_gpu", "prefill_gpu_stream", "prefill_cpu", "encode_s")
+FIXED = ("iter_const", "gpu_base", "gpu_head", "cpu_base", "cpu_head", "stream_s", "init_s", "unload_s", "save_s")
+RATES = ("disk_cap", "link_in_cap", "kv_in_cap", "kv_out_cap", "disk_rate", "link_in_rate", "link_out_rate")
+WEIGHTS = ("gpu_weight_bytes", "cpu_weight_bytes", "file_bytes", "buffer_bytes", "gpu_bytes", "host_bytes")
+
+
+def trace_on_grid(trace: dict[str, Array]) -> dict[str, Array]:
+    return trace | {"arrival_s": np.round(trace["arrival_s"] / GRID_S) * GRID_S}
+
+
+def tables_on_grid(t: dict[str, Array]) -> dict[str, Array]:
+    """Times and sizes in powers of two, so that unrelated events often fall on one instant (R2)."""
+    return (
+        t
+        | {name: np.zeros_like(t[name]) for name in NO_TIME}
+        | {name: np.ceil(t[name] / GRID_S) * GRID_S for name in FIXED}
+        | {name: np.ceil(t[name] / GRID_S * 16) * GRID_S / 16 for name in PER_TOKEN}
+        | {name: np.round(t[name]) for name in ("batch_gpu", "batch_cpu")}
+        | {name: 2.0 ** np.round(np.log2(t[name])) for name in RATES}
+        | {name: -(-t[name] >> 20) << 20 for name in WEIGHTS}
+        | {name: -(-t[name] >> 8) << 8 for name in ("kv_gpu_bytes", "kv_cpu_bytes")}
+    )
 
 
 def _log_uniform(rng: Rng, low: float, high: float, *shape: int) -> Any:

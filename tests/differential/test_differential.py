@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -59,7 +58,7 @@ def run_many(seeds: Iterable[int], folder: Path) -> None:
                 failures.append(save_case(scenario, what))
             else:
                 known[reason] += 1
-    summary = dataclasses.asdict(total) | {"known": known, "failures": failures}
+    summary = vars(total) | {"known": known, "failures": failures}
     (folder / "differential.json").write_text(json.dumps(summary, indent=1) + "\n")
     print(
         f"{total.scenarios} scenarios, {total.decisions} decisions, {total.events} events agree; largest relative time "

@@ -61,7 +61,7 @@ def encoder_parts(t: Any, m: int, g: int, image: int) -> Parts:
 
 
 def prefill_alone_s(t: Any, m: int, g: int, k: int, tokens: int, ubatch: int) -> float:
-    """R23: seconds to prefill `tokens` context tokens with nothing else running."""
+    """R23. Reading: chunks of R16 with shares of 1, without the image encoder."""
     total = 0.0
     for at_depth in range(0, tokens, ubatch):
         total += chunk_parts(t, m, g, k, min(ubatch, tokens - at_depth), at_depth).seconds(1, 1)

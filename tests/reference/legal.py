@@ -81,7 +81,7 @@ def _preempts(s: Reference) -> Iterator[Action]:
             continue
         if s.settings.allow_preempt or not i.requests:  # R21
             yield ("preempt", i.index, "instance")
-        if s.settings.allow_preempt and i.joined:  # R22
+        if s.settings.allow_preempt and i.joined:  # R22; reading: allow_preempt is for both scopes
             yield ("preempt", i.index, "request")
 
 

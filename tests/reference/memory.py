@@ -45,7 +45,7 @@ class Memory:
         return max(self.t.cpu_weight_bytes[i.model][k] for k in (i.level, i.new_level))
 
     def hold(self, i: Instance, k: int) -> None:
-        """R27: from the decision to resize to its end; a request that finishes in between frees its KV as usual."""
+        """R27. Reading: counted once, at the decision; a request that finishes later frees its KV at the old level only."""
         i.new_level = k
         i.held_gpu = max(0, self.gpu_bytes_at(i, k) - self.gpu_bytes_at(i, i.level))
         i.held_kv = max(0, self.cpu_kv_bytes_at(i, k) - self.cpu_kv_bytes_at(i, i.level))

@@ -39,7 +39,7 @@ class Operations:
         self.now_or_pending(i, partial(what, i))
 
     def do_offload(self, index: int, level: int) -> None:
-        """R27: memory is taken at the decision."""
+        """R27: memory is taken at the decision. Reading: disk bytes (R10) are counted when the reload itself begins."""
         i = self.instances[index]
         self.memory.hold(i, level)
         self.now_or_pending(i, partial(self.resize, i))
@@ -77,7 +77,8 @@ class Operations:
     def take_off(self, request: Request, i: Instance) -> bool:
         """R23. True if its KV is to be saved; it then keeps its seat until the stage save ends."""
         context = request.context_on_instance
-        counts = request.joined or context > 0  # one that joined but had no chunk yet has 0 tokens
+        # Reading: one that joined but had no chunk yet counts too; there is no KV to save, so it just leaves.
+        counts = request.joined or context > 0
         request.num_preemptions += counts
         if context and self.keeps_kv(context, i):
             request.state = SAVING
@@ -89,6 +90,7 @@ class Operations:
         self.leave_seat(request)
         if not request.saved_tokens:
             request.start_over()
+        # Reading of R3: whatever puts a request back into the queue is a decision point, KV dropped or not.
         self.decision = True
         self.begin_to_wait(request)
         return False
@@ -247,6 +249,7 @@ class Operations:
         i.level, i.phase = i.new_level, READY
         i.held_gpu = i.held_kv = i.held_swap = 0
         if self.settings.resize_mode == "move":
+            # Reading of R28: the bytes this instance pins; those of one still being moved have not come yet.
             valid, m = self.memory.valid[i.host], i.model
             valid[m] = max(valid[m], self.t.cpu_weight_bytes[m][i.level])
         self.log("resize_end", None, i)

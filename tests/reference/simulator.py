@@ -215,8 +215,9 @@ class Reference(Operations):
             request.drop_alarm = None
 
     def do_dispatch(self, q: int, gpu: int, level: int) -> None:
-        """R13. The order of what happens at once, where it shows in the weight cache (R10): a load, if one is needed,
-        starts; the request takes its memory, which may evict by the last uses so far; the last use is set."""
+        """R13. Reading, where the order of what happens at once shows in the weight cache (R10): a load, if one is
+        needed, starts; the request takes its KV, which may evict by the last uses so far, no model coming last; the last
+        use is set. The seat is the lowest free one."""
         request = self.window()[q]
         instance = self.instance_of(request.model, gpu)
         if instance is None:
