@@ -16,7 +16,7 @@ from mmsched_env.action import Kind
 from mmsched_env.sim import events
 from mmsched_env.sim.state import SCOPE_INSTANCE
 from tests.differential.scenarios import LIMITS, Policy, Scenario
-from tests.reference.parts import Action, Settings, Yardsticks
+from tests.reference.parts import WAIT, Action, Settings, Yardsticks
 from tests.reference.simulator import Reference
 
 TOLERANCE = 1e-9
@@ -105,6 +105,10 @@ class Kernel:
     def window(self) -> list[int]:
         return [r for r in self.state["window"].tolist() if r >= 0]
 
+    def pending(self) -> list[int]:
+        """Instances with an action that waits for the end of the iteration."""
+        return np.flatnonzero(self.state["inst_pending"]).tolist()
+
     def bytes_used(self, scenario: Scenario) -> dict[str, Any]:
         g, h, m, s = len(scenario.gpu_hosts), scenario.num_hosts, scenario.num_models, self.state
         used = {name: s[name][:h].tolist() for name in ("host_kv", "host_pinned", "host_swap")}
@@ -158,6 +162,8 @@ def compare(scenario: Scenario, history: list[Action] | None = None) -> Report:
     rng = np.random.default_rng(scenario.policy.seed)
     kernel = Kernel(scenario)
     reference = reference_of(scenario, kernel.yardsticks())
+    if reference.ended:  # cut off before the first decision: the kernel has no step to say so yet
+        kernel.act(WAIT)
     while not (kernel.ended or reference.ended):
         compare_decision(scenario, kernel, reference, report)
         action = choose(scenario.policy, rng, reference.legal, report.decisions)
@@ -175,6 +181,7 @@ def compare_decision(scenario: Scenario, kernel: Kernel, reference: Reference, r
     where = f"decision {report.decisions}"
     report.decisions += 1
     report.same_time(f"{where}: clock", float(kernel.state["now"]), reference.now)
+    same(f"{where}: pending on", kernel.pending(), [i.index for i in reference.in_order() if i.pending])
     same(f"{where}: window", kernel.window(), [request.index for request in reference.window()])
     ours, theirs = kernel.legal(), set(reference.legal)
     if ours != theirs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,7 +14,13 @@ from tests.differential.compare import Mismatch, Report, compare
 from tests.differential.scenarios import Scenario, random_scenario
 
 CASES = Path(__file__).parent / "cases"
-KNOWN: list[tuple[str, Callable[[Scenario, str], bool]]] = []
+KNOWN: list[tuple[str, Callable[[Scenario, str], bool]]] = [
+    (
+        "R20: PREEMPT or OFFLOAD at an instant at which, by coincidence, an iteration of the instance ends that is not "
+        "the last of its plan: at once by R2 and R20, pending in the kernel (carried out at the same clock reading)",
+        lambda scenario, what: re.search(r": pending on: kernel \[\d.*, reference \[\]", what) is not None,
+    )
+]
 """Disagreements found and not yet settled: the reason, and whether a mismatch of a scenario is of this kind"""
 
 
@@ -23,6 +30,10 @@ def difference(scenario: Scenario) -> str | None:
     except Mismatch as mismatch:
         return str(mismatch)
     return None
+
+
+def known_reason(scenario: Scenario, what: str) -> str | None:
+    return next((reason for reason, covers in KNOWN if covers(scenario, what)), None)
 
 
 def shrink(scenario: Scenario, what: str) -> tuple[Scenario, str]:
@@ -53,7 +64,7 @@ def run_many(seeds: Iterable[int], folder: Path) -> None:
             total.add(compare(scenario))
         except Mismatch as mismatch:
             what = str(mismatch)
-            reason = next((reason for reason, covers in KNOWN if covers(scenario, what)), None)
+            reason = known_reason(scenario, what)
             if reason is None:
                 failures.append(save_case(scenario, what))
             else:
@@ -78,5 +89,8 @@ def test_kernel_agrees_with_the_reference_at_length(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(CASES.glob("*.json")), ids=lambda path: path.stem)
 def test_cases_that_once_disagreed(path: Path) -> None:
-    what = difference(Scenario.load(path))
+    scenario = Scenario.load(path)
+    what = difference(scenario)
+    if what is not None and known_reason(scenario, what):
+        pytest.xfail(what)
     assert what is None, what
