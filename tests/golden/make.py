@@ -33,6 +33,8 @@ TOPICS: dict[str, dict[str, Any]] = {
         "sim": {"prefill_mode": "prefill_first", "preempt_mode": "recompute", "resize_mode": "move"},
         "must": {"preempt", "resize_end", "unload_end"},
         "reward": {"flow_time": 1.0, "slo_miss": 0.5, "slowdown": 0.1},
+        "images": True,
+        "encoded_again": True,
     },
     "images": {
         "sim": {"prefill_mode": "mixed", "preempt_mode": "cheaper", "resize_mode": "move"},
@@ -102,6 +104,10 @@ def attempt(name: str, seed: int) -> Episode:
 def worth_keeping(name: str, episode: Episode) -> bool:
     """Does the episode end by itself and show what its topic is about?"""
     seen = {event[0] for event in episode["events"]}
+    images = episode["trace"]["image_tokens"]
+    again = any(image and row["num_preemptions"] for image, row in zip(images, episode["requests"], strict=True))
+    if TOPICS[name].get("encoded_again", False) and not again:
+        return False
     drained = all(row["phase"] in (7, 8) for row in episode["requests"])
     return drained and TOPICS[name]["must"] <= seen and Kind.WAIT in episode["actions"]
 
