@@ -19,6 +19,7 @@ T = TypeVar("T")
 PREFILL_MODES = ("mixed", "prefill_first")
 PREEMPT_MODES = ("swap", "recompute", "cheaper")
 RESIZE_MODES = ("reload", "move")
+UNCERTAINTIES = ("none", "sample")
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,11 @@ class ClusterConfig:
     gpu_hosts: tuple[int, ...] = (0, 0, 1, 1)
     kv_swap_fraction: float = 0.25
     """share of each host's RAM set aside for the saved KV cache of preempted requests"""
+    uncertainty: str = "none"
+    """sample: each episode's rates and times are drawn from what the profiles state they may be off by"""
 
     def __post_init__(self) -> None:
+        _require(self.uncertainty in UNCERTAINTIES, "cluster.uncertainty", self.uncertainty, " or ".join(UNCERTAINTIES))
         _require(len(self.gpus) >= 1, "cluster.gpus", self.gpus, "at least one GPU profile name")
         _require(len(self.hosts) >= 1, "cluster.hosts", self.hosts, "at least one host profile name")
         if not self.gpu_hosts:
@@ -107,6 +111,9 @@ class SimConfig:
     """false: no OFFLOAD; the level of an instance is fixed when it is loaded"""
     strict_actions: bool = False
     """true: an illegal action raises; false: it counts as WAIT and is reported in info"""
+    memory_noise: float = 0.0
+    """log-normal spread of what a model really takes on a GPU, over its estimate; known after its first load there,
+    which fails where it does not fit; 0: the estimates are exact"""
     drop_after: float = float("inf")
     """a request still waiting after this many times its E2E target is dropped; inf: never"""
     drop_penalty: float = 2.0
@@ -129,6 +136,8 @@ class SimConfig:
         _require(self.drop_after > 0, "sim.drop_after", self.drop_after, "a number > 0, inf for never")
         finite = 0 <= self.drop_penalty < float("inf")
         _require(finite, "sim.drop_penalty", self.drop_penalty, "a number >= 0")
+        noise = 0 <= self.memory_noise <= 1
+        _require(noise, "sim.memory_noise", self.memory_noise, "a number from 0 to 1")
         _require(self.max_time_s > 0, "sim.max_time_s", self.max_time_s, "seconds > 0")
         _require(self.max_steps >= 1, "sim.max_steps", self.max_steps, "a whole number >= 1")
 
@@ -158,7 +167,7 @@ def default_workload() -> Any:
 
 @dataclass(frozen=True)
 class EnvConfig:
-    """One environment. ``workload`` is any `mmsched_env.workload.TraceSource`."""
+    """One environment. ``workload`` is any `mmsched_env.workload.TraceSource`; its ``rho``, if it has one, sets its rate."""
 
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     models: ModelsConfig = field(default_factory=ModelsConfig)
@@ -175,6 +184,10 @@ class EnvConfig:
         ):
             limit = "limits." + key.split(".")[-1].replace("names", "models")
             _require(count <= room, key, f"{count} entries", f"at most {limit}={room}; raise it to serve more")
+        if getattr(self.workload, "rho", None) is not None:
+            from .workload.load import at_load
+
+            object.__setattr__(self, "workload", at_load(self.workload, self))
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:

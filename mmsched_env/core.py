@@ -17,6 +17,7 @@ from .sim.events import EVENT
 from .sim.jit import records
 from .sim.kernel.checks import BROKEN, check_batch
 from .sim.kernel.step import OUTCOME, present_batch, reset_batch, step_batch
+from .sim.memory_noise import footprint_noise
 from .sim.params import make_params
 from .sim.requests import check_servable, make_requests
 from .sim.state import REQUEST, STATE, Dims, zeros
@@ -31,6 +32,7 @@ class Snapshot:
     requests: NDArray[np.void]  # (R,) REQUEST
     log: NDArray[np.void]  # event log so far
     trace: RequestTrace
+    params: NDArray[np.void]  # (1,) PARAMS: the episode's costs, which may have been drawn for it
 
 
 class Simulation:
@@ -52,25 +54,41 @@ class Simulation:
         self.logging = logging
         self.dims = Dims.of(config.limits)
         self.layout = ActionLayout(self.dims)
-        self.tables: CostTables = build_tables(config.cluster, config.models, config.limits.levels, config.limits.batch)
-        self.params = make_params(config, self.tables, self.dims)
+        self.tables = self._tables()
+        self.params = make_params(config, self.tables, self.dims)  # (1,), or (num_envs,) where each episode has its own
+        if self._draws_costs:
+            self.params = np.repeat(self.params, num_envs)
         self.state = zeros(STATE, self.dims, num_envs)
         self.traces: list[RequestTrace | None] = [None] * num_envs
         self.requests: Any = None  # [N, R], R = the longest trace so far
         self.logs = np.zeros((num_envs, 1), EVENT).view(np.recarray)
         self.outcomes = np.zeros(num_envs, OUTCOME).view(np.recarray)
+        self.image = ObservationBuffer.allocate(
+            num_envs, self.dims
+        )  # brought up to date by the kernel, never handed out
         self.buffers = (
             ObservationBuffer.allocate(num_envs, self.dims),
             ObservationBuffer.allocate(num_envs, self.dims),
         )
 
     @property
+    def _draws_costs(self) -> bool:
+        return self.config.cluster.uncertainty == "sample"
+
+    def _tables(self, seed: int | None = None) -> CostTables:
+        """The profiles' costs, or a draw of what they may be."""
+        limits = self.config.limits
+        return build_tables(self.config.cluster, self.config.models, limits.levels, limits.batch, seed)
+
+    @property
     def current(self) -> ObservationBuffer:
         """The buffer written last; the other one still holds the observation before it."""
         return self.buffers[0]
 
-    def reset(self, env: int, trace: RequestTrace) -> None:
+    def reset(self, env: int, trace: RequestTrace, seed: int = 0) -> None:
         """Start a new episode of environment `env` on `trace` and write its first observation.
+
+        `seed` draws what is random beside the trace (`sim.memory_noise`, `cluster.uncertainty`).
 
         Raises
         ------
@@ -91,6 +109,11 @@ class Simulation:
         self.state[env : env + 1] = np.zeros(1, self.state.dtype)
         self.state["num_requests"][env] = len(trace)
         self.state["logging"][env] = self.logging
+        if self.config.sim.memory_noise > 0:
+            gpus, models = len(self.config.cluster.gpus), len(self.config.models.names)
+            self.state["footprint_hidden"][env, :gpus, :models] = footprint_noise(self.config, self.tables, trace, seed)
+        if self._draws_costs:
+            self.params[env] = make_params(self.config, self._tables(seed), self.dims)[0]
         reset_batch(*self._arguments(slice(env, env + 1)))
         self._check_invariants(slice(env, env + 1))
 
@@ -125,7 +148,9 @@ class Simulation:
         if trace is None:
             raise ConfigError("snapshot() before reset(); accepted: an environment with an episode under way")
         one = slice(env, env + 1)
-        return Snapshot(self.state[one].copy(), self.episode_requests(env).copy(), self.event_log(env).copy(), trace)
+        requests, log = self.episode_requests(env).copy(), self.event_log(env).copy()
+        params = self._params(one).copy() if self._draws_costs else self.params
+        return Snapshot(self.state[one].copy(), requests, log, trace, params)
 
     def restore(self, snapshot: Snapshot, envs: slice = slice(None)) -> None:
         """Put a snapshot into some environments (by default all: a batch of branches) and write their observations.
@@ -137,6 +162,8 @@ class Simulation:
         self.state[envs] = snapshot.state
         self.state["logging"][envs] = self.logging
         self.requests[envs, :length] = snapshot.requests
+        if self._draws_costs:
+            self.params[envs] = snapshot.params
         for env in range(*envs.indices(self.num_envs)):
             self.traces[env] = snapshot.trace
         if self.logging:
@@ -168,10 +195,16 @@ class Simulation:
         return np.asarray(self.requests[env, : 0 if trace is None else len(trace)])
 
     def _arguments(self, part: slice) -> list[Any]:
-        """The kernel's arguments for some environments: state, params, requests, logs, blocks, the blocks as one, mask."""
+        """The kernel's arguments for some environments: state, params, requests, logs; the image's blocks, all of them as
+        one; the observation and mask to write."""
         arrays = [records(array)[part] for array in (self.state, self.requests, self.logs)]
-        blocks = [self.current.records[block][part] for block in BLOCKS]
-        return [arrays[0], records(self.params), *arrays[1:], *blocks, self.current.flat[part], self.current.mask[part]]
+        blocks = [self.image.records[block][part] for block in BLOCKS]
+        out = [self.image.flat[part], self.current.flat[part], self.current.mask[part]]
+        return [arrays[0], records(self._params(part)), *arrays[1:], *blocks, *out]
+
+    def _params(self, part: slice) -> Any:
+        """PARAMS of some environments: one record for all of them where all cost the same."""
+        return self.params[part] if self._draws_costs else self.params
 
     def _make_room(self, length: int) -> None:
         if self.requests is None or self.requests.shape[1] < length:

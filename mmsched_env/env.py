@@ -16,6 +16,7 @@ from .config import EnvConfig, env_config
 from .core import Simulation, Snapshot
 from .errors import ConfigError, MmschedError
 from .reward import TERMS
+from .workload.splits import is_training_seed
 from .workload.trace import RequestTrace
 
 Observation = dict[str, NDArray[Any]]
@@ -110,7 +111,7 @@ class ServingEnv(gym.Env[Observation, np.int64]):
             The trace is of other models, or an unknown option.
         """
         super().reset(seed=seed)
-        self.simulation.reset(0, episode_trace(self.config, self.np_random, options))
+        self.simulation.reset(0, *draw_episode(self.config, self.np_random, options))
         self._started = True
         return self._observation(), self._info(illegal=False)
 
@@ -176,15 +177,17 @@ class ServingEnv(gym.Env[Observation, np.int64]):
         }
 
 
-def episode_trace(
+def draw_episode(
     config: EnvConfig, rng: np.random.Generator, options: Mapping[str, Any] | None = None
-) -> RequestTrace:
-    """The trace of the next episode: the one given in the options, or one the workload draws with a seed from `rng`."""
+) -> tuple[RequestTrace, int]:
+    """The next episode: the trace given in the options, or one the workload draws; and the episode's seed, from `rng`."""
     options = options or {}
     unknown = sorted(set(options) - {"trace"})
     if unknown:
         raise ConfigError(f"unknown reset option '{unknown[0]}'; accepted: trace")
     seed = int(rng.integers(2**63))
+    while not is_training_seed(seed):  # once in 10^13 draws; the other seeds are for validation and test
+        seed = int(rng.integers(2**63))
     trace = options.get("trace")
     if trace is None:
         trace = config.workload.sample(seed, config.models.names)
@@ -192,7 +195,7 @@ def episode_trace(
         raise ConfigError(
             f"options['trace'] is a {type(trace).__name__}; accepted: a mmsched_env.workload.RequestTrace"
         )
-    return trace
+    return trace, seed
 
 
 def require_legal(simulation: Simulation, env: int, index: int) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from . import metrics, observation
 from .config import EnvConfig, env_config
 from .core import Simulation
-from .env import episode_trace, require_legal
+from .env import draw_episode, require_legal
 from .errors import ConfigError
 from .reward import TERMS
 
@@ -82,7 +82,7 @@ class ServingVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[np.floa
         for i in np.flatnonzero(chosen):
             if seeds[i] is not None:
                 self._rngs[i] = gym.utils.seeding.np_random(seeds[i])[0]
-            self.simulation.reset(int(i), episode_trace(self.config, self._rngs[i], options))
+            self.simulation.reset(int(i), *draw_episode(self.config, self._rngs[i], options))
         self._started = True
         self.simulation.outcomes["illegal"][chosen] = 0
         return self._observation(), self._infos()
@@ -132,7 +132,7 @@ class ServingVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[np.floa
             last = {key: ended[key][i] for key in ("time_s", "illegal_action")}
             terms = {name: ended["reward_terms"][name][i] for name in TERMS}
             final_info = self._add_info(final_info, last | {"reward_terms": terms, "metrics": summary}, int(i))
-            self.simulation.reset(int(i), episode_trace(self.config, self._rngs[i]))
+            self.simulation.reset(int(i), *draw_episode(self.config, self._rngs[i]))
         infos |= self._infos()
         infos |= {"final_obs": final_obs, "_final_obs": done, "final_info": final_info, "_final_info": done}
 

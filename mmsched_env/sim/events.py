@@ -23,6 +23,7 @@ BUSY_START = 15  # instance starts iterating (request: the one in prefill)
 BUSY_END = 16  # logged when time next moves on: after what ended the iterations
 
 DROP = 17  # value = flow time charged beyond now, times weight
+LOAD_FAILED = 18  # the true footprint does not fit; value = bytes it would take. UNLOAD_START follows
 
 NAMES = (
     "arrive",
@@ -43,6 +44,7 @@ NAMES = (
     "busy_start",
     "busy_end",
     "drop",
+    "load_failed",
 )
 
 EVENT = np.dtype(

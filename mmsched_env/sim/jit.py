@@ -17,11 +17,13 @@ import numpy as np
 from numba.core import config as numba_config
 
 PACKAGE = Path(__file__).resolve().parent.parent
+COMPILED = ("sim/**/*.py", "bounds/search.py")
+"""where compiled code lies, within the package"""
 
 
 def compiled_sources() -> list[Path]:
     """Source files whose code can be compiled into a cached function."""
-    return sorted(PACKAGE.glob("sim/**/*.py"))
+    return sorted(path for pattern in COMPILED for path in PACKAGE.glob(pattern))
 
 
 def source_hash(more: Iterable[Path] = ()) -> str:

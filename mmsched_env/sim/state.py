@@ -145,7 +145,7 @@ STATE: tuple[Field, ...] = (
     ("model_queued", "M", "i4", "waiting requests per model, all of them"),
     ("model_queued_weight", "M", "f8", "their weights"),
     ("model_arrivals", "M", "f8", "arrivals, decayed with time constant RATE_WINDOW_S"),
-    ("model_rate_s", "M", "f8", "s, when model_arrivals was last decayed"),
+    ("arrivals_s", "", "f8", "s, when model_arrivals was last decayed"),
     # memory
     ("gpu_used", "G", "i8", "bytes"),
     ("host_kv", "H", "i8", "bytes of CPU-side KV"),
@@ -155,6 +155,13 @@ STATE: tuple[Field, ...] = (
     ("cached", "H,M", "i8", "bytes of RAM held for the model's weights, pinned ones included"),
     ("cache_valid", "H,M", "i8", "bytes of them already read from disk"),
     ("cache_used_s", "H,M", "f8", "s, last use"),
+    (
+        "footprint_extra",
+        "G,M",
+        "f8",
+        "what the model is known to take on the GPU beyond the estimate, as a share of it",
+    ),
+    ("footprint_hidden", "G,M", "f8", "what it really takes beyond: known once a load has come to allocate"),
     # instances
     ("inst_at", "G,M", "i4", "instance of the model on the GPU; -1: none"),
     ("inst_model", "I", "i4", "index; -1: empty"),
@@ -191,6 +198,7 @@ STATE: tuple[Field, ...] = (
     # operations and transfers; unit i is instance i's operation, unit I + i its restore
     ("op", "I", "i4", "NO_OP .. OP_RESIZE"),
     ("op_stage", "I", "i4", "running stage"),
+    ("op_rest_s", "I", "f8", "s, the stages after the running one, with disk and links to themselves"),
     ("stage_s", "I,T", "f8", "s, fixed part of each stage"),
     ("stage_bytes", "I,T", "i8", "bytes each stage moves"),
     ("restore_request", "I", "i4", "request whose KV is being restored; -1"),
@@ -206,11 +214,22 @@ STATE: tuple[Field, ...] = (
     # counters for reports
     ("gpu_busy_s", "G", "f8", "s with at least one iteration"),
     ("num_loads", "", "i4", "count"),
+    ("num_failed_loads", "", "i4", "loads given up because the true footprint did not fit"),
     ("num_unloads", "", "i4", "count"),
     ("num_preempted", "", "i4", "requests preempted, count"),
     ("num_resizes", "", "i4", "count"),
     # legality of every action at the present instant
-    ("mask", "A", "u1", "1: legal"),
+    ("mask", "A", "i1", "1: legal"),
+    # what the environment's image holds, an observation that is kept and brought up to date (encoder.py)
+    ("encoded", "", "i4", "0: nothing yet"),
+    (
+        "encoded_window",
+        "Q",
+        "i4",
+        "request in each of its queue slots; -1: none, -2: one that has left the queue since",
+    ),
+    ("row_from", "Q", "i4", "scratch: the slot a request's rows are in, -1: they are to be written; 0 between uses"),
+    ("stale", "G,M", "i1", "1: something about the model on the GPU has changed since"),
 )
 
 PARAMS: tuple[Field, ...] = (

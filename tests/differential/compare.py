@@ -21,7 +21,15 @@ from tests.reference.simulator import Reference
 
 TOLERANCE = 1e-9
 NOT_COMPARED = ("busy_start", "busy_end")  # for pictures: dynamics.md does not speak of them
-ROUND_NUMBERS = ("load_start", "load_end", "unload_start", "unload_end", "resize_start", "resize_end")
+OF_INSTANCES = {  # and whether the value is compared
+    "load_start": False,
+    "load_failed": True,
+    "load_end": False,
+    "unload_start": False,
+    "unload_end": False,
+    "resize_start": True,
+    "resize_end": False,
+}
 
 
 class Mismatch(Exception):
@@ -66,7 +74,7 @@ class Kernel:
         tables = scenario.cost_tables()
         with mock.patch.object(core, "build_tables", lambda *_: tables):
             self.simulation = core.Simulation(scenario.config(), 1, logging=True)
-        self.simulation.reset(0, scenario.request_trace())
+        self.simulation.reset(0, scenario.request_trace(), scenario.seed)
         self.outcome = self.simulation.outcomes[0]
         self.ended = False
 
@@ -113,7 +121,13 @@ class Kernel:
         g, h, m, s = len(scenario.gpu_hosts), scenario.num_hosts, scenario.num_models, self.state
         used = {name: s[name][:h].tolist() for name in ("host_kv", "host_pinned", "host_swap")}
         per_model = {name: s[name][:h, :m].tolist() for name in ("pinned", "cached", "cache_valid")}
-        return {"gpu_used": s["gpu_used"][:g].tolist(), **used, **per_model}
+        known = s["footprint_extra"][:g, :m].tolist()
+        return {"gpu_used": s["gpu_used"][:g].tolist(), **used, **per_model, "footprint_extra": known}
+
+    def hidden(self, scenario: Scenario) -> list[list[float]]:
+        """R31: the draw."""
+        shares: list[list[float]] = self.state["footprint_hidden"].tolist()
+        return [row[: scenario.num_models] for row in shares[: len(scenario.gpu_hosts)]]
 
     def yardsticks(self) -> list[Yardsticks]:
         names = "slo_ttft_s", "slo_e2e_s", "predicted_slo_e2e_s", "unloaded_s"
@@ -127,17 +141,18 @@ class Kernel:
         ]
 
 
-def reference_of(scenario: Scenario, yardsticks: Iterable[Yardsticks]) -> Reference:
+def reference_of(scenario: Scenario, yardsticks: Iterable[Yardsticks], hidden: list[list[float]]) -> Reference:
+    sim = {name: value for name, value in scenario.sim.items() if name != "memory_noise"}  # which made the draw
     settings = Settings(
         gpu_hosts=scenario.gpu_hosts,
         kv_swap_fraction=scenario.kv_swap_fraction,
         queue=LIMITS.queue,
         slots=LIMITS.slots,
         batch=LIMITS.batch,
-        **scenario.sim,
+        **sim,
         **scenario.reward,
     )
-    return Reference(scenario.cost_tables(), scenario.request_trace(), settings, yardsticks)
+    return Reference(scenario.cost_tables(), scenario.request_trace(), settings, yardsticks, hidden)
 
 
 def choose(policy: Policy, rng: np.random.Generator, legal: list[Action], decisions: int) -> Action:
@@ -161,7 +176,9 @@ def compare(scenario: Scenario, history: list[Action] | None = None) -> Report:
     report = Report(scenarios=1)
     rng = np.random.default_rng(scenario.policy.seed)
     kernel = Kernel(scenario)
-    reference = reference_of(scenario, kernel.yardsticks())
+    hidden = kernel.hidden(scenario)
+    check_draw(scenario, hidden)
+    reference = reference_of(scenario, kernel.yardsticks(), hidden)
     if reference.ended:  # cut off before the first decision: the kernel has no step to say so yet
         kernel.act(WAIT)
     while not (kernel.ended or reference.ended):
@@ -175,6 +192,26 @@ def compare(scenario: Scenario, history: list[Action] | None = None) -> Report:
         compare_reward(kernel, reference, report)
     compare_end(kernel, reference, report)
     return report
+
+
+def check_draw(scenario: Scenario, hidden: list[list[float]]) -> None:
+    """What R31 promises of the shares, which the reference is given: where the longest request fitted it still does.
+
+    Reading: that it fits the GPU and the RAM of its host, at a level of its own.
+    """
+    t, shares = scenario.tables, np.array(hidden)
+    if not scenario.sim.get("memory_noise"):
+        same("hidden shares without noise", shares.any(), False)
+        return
+    reserved = scenario.reserved()
+    for m in set(scenario.trace["model"].tolist()):
+        longest = int(reserved[scenario.trace["model"] == m].max())
+        estimate = t["gpu_weight_bytes"][m] + t["buffer_bytes"][m]
+        host = t["cpu_weight_bytes"][m] + longest * t["kv_cpu_bytes"][m] <= scenario.main_bytes()[:, None]  # (G, K)
+        room = t["gpu_bytes"][:, None] - longest * t["kv_gpu_bytes"][m]
+        fitted = host & (estimate <= room)
+        fits = fitted & (estimate + np.floor(estimate * shares[:, m, None]) <= room)
+        same(f"GPUs on which model {m} can be served", fits.any(axis=1).tolist(), fitted.any(axis=1).tolist())
 
 
 def compare_decision(scenario: Scenario, kernel: Kernel, reference: Reference, report: Report) -> None:
@@ -200,6 +237,7 @@ def compare_bytes(where: str, kernel: dict[str, Any], reference: Reference) -> N
         "pinned": [[memory.pinned(h, m) for m in models] for h in hosts],
         "cached": memory.cached,
         "cache_valid": memory.valid,
+        "footprint_extra": memory.known,
     }
     for name, value in theirs.items():
         same(f"{where}: {name}", kernel[name], value)
@@ -244,10 +282,9 @@ def compare_events(kernel: Kernel, reference: Reference, report: Report) -> None
 def by_subject(rows: Iterable[tuple[float, str, int, int, float]]) -> dict[str, list[Any]]:
     subjects: dict[str, list[Any]] = defaultdict(list)
     for time_s, kind, request, instance, value in rows:
-        if kind in ROUND_NUMBERS:
-            subjects[f"instance {instance}"].append(
-                (time_s, kind, -1, instance, value if kind == "resize_start" else 0)
-            )
+        if kind in OF_INSTANCES:
+            compared = value if OF_INSTANCES[kind] else 0
+            subjects[f"instance {instance}"].append((time_s, kind, -1, instance, compared))
         elif kind not in NOT_COMPARED:
             compared = value if kind in ("preempt", "drop") else 0
             subjects[f"request {request}"].append((time_s, kind, request, instance, compared))

@@ -53,6 +53,15 @@ class Scenario:
     def num_models(self) -> int:
         return len(self.tables["num_units"])
 
+    def reserved(self) -> Array:
+        """T of R7, by request."""
+        return self.trace["prompt_tokens"] + self.trace["image_tokens"] + self.trace["max_tokens"]
+
+    def main_bytes(self) -> Array:
+        """Main of R9, by GPU: that of its host."""
+        swap = (self.kv_swap_fraction * self.tables["host_bytes"]).astype(np.int64)
+        return (self.tables["host_bytes"] - swap)[list(self.gpu_hosts)]
+
     def cost_tables(self) -> CostTables:
         return CostTables(**self.tables, gpu_host=np.array(self.gpu_hosts))
 
@@ -110,7 +119,7 @@ def _draw(rng: Rng, seed: int) -> Scenario:
     tables = _tables(rng, models, gpus, hosts, _longest(trace))
     if rng.random() < 0.3:
         trace, tables = trace_on_grid(trace), tables_on_grid(tables)
-    return Scenario(
+    scenario = Scenario(
         seed=seed,
         gpu_hosts=tuple(rng.integers(0, hosts, gpus).tolist()),
         kv_swap_fraction=float(rng.choice([0.0, 0.02, 0.1, 0.25, 0.5])),
@@ -120,6 +129,21 @@ def _draw(rng: Rng, seed: int) -> Scenario:
         reward={"flow_time": float(rng.choice([0.0, 1.0])), "slo_miss": 0.7, "slowdown": 0.3},
         policy=_policy(rng),
     )
+    return _with_noise(rng, scenario) if rng.random() < 0.3 else scenario  # last: leaves the draws above as they are
+
+
+def _with_noise(rng: Rng, s: Scenario) -> Scenario:
+    """Memory noise (R31); each GPU shrinks to about the need of some models by the estimates, if all stays servable."""
+    s = dataclasses.replace(s, sim=s.sim | {"memory_noise": float(rng.choice([0.05, 0.2, 0.6, 1.0]))})
+    t, longest = s.tables, _longest(s.trace)
+    need = t["gpu_weight_bytes"] + t["buffer_bytes"][:, None] + longest * t["kv_gpu_bytes"]  # (M, K)
+    for g in [*range(len(s.gpu_hosts))] * 3:
+        m, k = rng.integers(0, s.num_models), rng.integers(1, len(LEVELS))
+        gpu_bytes = s.tables["gpu_bytes"].copy()
+        gpu_bytes[g] = min(gpu_bytes[g], int(need[m, k] * rng.choice([1.0, 1.02, 1.2])))
+        smaller = dataclasses.replace(s, tables=t | {"gpu_bytes": gpu_bytes})
+        s = smaller if _servable(smaller) else s
+    return s
 
 
 def _longest(trace: dict[str, Array]) -> int:
@@ -129,10 +153,8 @@ def _longest(trace: dict[str, Array]) -> int:
 def _servable(s: Scenario) -> bool:
     """As the doc's R8 and R9 have it, with an empty machine."""
     t = s.tables
-    swap = (s.kv_swap_fraction * t["host_bytes"]).astype(np.int64)
-    main = (t["host_bytes"] - swap)[list(s.gpu_hosts)]
-    reserved = s.trace["prompt_tokens"] + s.trace["image_tokens"] + s.trace["max_tokens"]
-    for m, tokens in zip(s.trace["model"], reserved, strict=True):
+    main = s.main_bytes()
+    for m, tokens in zip(s.trace["model"], s.reserved(), strict=True):
         gpu = t["gpu_weight_bytes"][m] + t["buffer_bytes"][m] + tokens * t["kv_gpu_bytes"][m]
         host = t["cpu_weight_bytes"][m] + tokens * t["kv_cpu_bytes"][m]
         if not ((gpu[None] <= t["gpu_bytes"][:, None]) & (host[None] <= main[:, None])).any():

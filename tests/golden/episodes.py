@@ -64,7 +64,7 @@ def simulation_of(episode: Episode) -> Simulation:
     config: EnvConfig = env_config(episode["config"])
     with mock.patch("mmsched_env.core.build_tables", lambda *args: tables_of(episode)):
         simulation = Simulation(config, 1, logging=True)
-    simulation.reset(0, RequestTrace.from_columns(config.models.names, **episode["trace"]))
+    simulation.reset(0, RequestTrace.from_columns(config.models.names, **episode["trace"]), episode["seed"])
     return simulation
 
 

@@ -47,8 +47,8 @@ TOPICS: dict[str, dict[str, Any]] = {
         "reward": {"flow_time": 1.0, "slo_miss": 1.0, "slowdown": 0.0},
     },
     "scarce-memory": {
-        "sim": {"prefill_mode": "prefill_first", "preempt_mode": "swap", "resize_mode": "reload"},
-        "must": {"save_end", "restore_end", "resize_end", "unload_end"},
+        "sim": {"prefill_mode": "prefill_first", "preempt_mode": "swap", "resize_mode": "reload", "memory_noise": 0.2},
+        "must": {"save_end", "restore_end", "resize_end", "unload_end", "load_failed"},
         "tables": {"host_bytes": [5 * GB], "gpu_bytes": [4 * GB, 3_300_000_000]},
         "images": True,
     },

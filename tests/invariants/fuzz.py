@@ -87,6 +87,7 @@ def random_config(rng: np.random.Generator) -> tuple[EnvConfig, CostTables, int]
         ubatch_tokens=int(rng.choice([32, 100, 512])),
         allow_preempt=bool(rng.random() < 0.9),
         allow_offload=bool(rng.random() < 0.9),
+        memory_noise=float(rng.choice([0.0, 0.1, 0.5])),
         drop_after=float(rng.choice([np.inf, np.inf, 0.3, 2.0])),
         drop_penalty=float(rng.choice([0.0, 2.0])),
         max_time_s=float(rng.choice([np.inf, np.inf, np.inf, 30.0])),
@@ -208,7 +209,10 @@ class Watch:
         resizing = used & ((s["inst_phase"] == c.RESIZING) | (s["inst_pending"] == c.PENDING_RESIZE))
         for hold in ("inst_hold_gpu", "inst_hold_kv", "inst_hold_swap"):
             self.ok((s[hold] >= 0) & (resizing | (s[hold] == 0)), "I2: holds of resizes")
-        gpu = used * (t.gpu_weight_bytes[m, k] + t.buffer_bytes[m] + tokens * t.kv_gpu_bytes[m, k]) + s["inst_hold_gpu"]
+        estimate = t.gpu_weight_bytes[m, k] + t.buffer_bytes[m]
+        known = s["footprint_extra"][np.arange(n)[:, None], np.arange(self.d.I) // self.d.S, m]
+        footprint = estimate + np.floor(estimate * known).astype(np.int64)
+        gpu = used * (footprint + tokens * t.kv_gpu_bytes[m, k]) + s["inst_hold_gpu"]
         per_gpu = gpu.reshape(n, self.d.G, self.d.S).sum(axis=2)
         self.ok(per_gpu == s["gpu_used"], "I2: GPU memory recounted")
         self.ok(per_gpu[:, : self.gpus] <= t.gpu_bytes, "I2: GPU memory")
@@ -261,7 +265,7 @@ def play(seed: int, sequences: int, num_envs: int, monkeypatch: Any, full: bool 
 
     def begin(env: int) -> None:
         nonlocal recount
-        sim.reset(env, traces[rng.integers(len(traces))])
+        sim.reset(env, traces[rng.integers(len(traces))], seed=int(rng.integers(2**63)))
         watch.begin(env)
         age[env] = 0
         if full and env == 0:
@@ -270,7 +274,7 @@ def play(seed: int, sequences: int, num_envs: int, monkeypatch: Any, full: bool 
     def done(env: int, how: str) -> None:
         watch.end(env)
         seen.update(("sequences", how))
-        for name in ("num_loads", "num_preempted", "num_resizes", "num_dropped", "num_done"):
+        for name in ("num_loads", "num_failed_loads", "num_preempted", "num_resizes", "num_dropped", "num_done"):
             seen[name] += int(sim.state[name][env])
         begin(env)
 

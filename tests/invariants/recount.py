@@ -6,6 +6,7 @@ Written from the rules (docs/dynamics.md), not from the kernel: nothing of sim/k
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from typing import Any
 
@@ -59,12 +60,17 @@ class Recount:
 
     # -- memory recounted
 
+    def footprint(self, g: int, m: int, k: int) -> int:
+        """Weights and buffer, and what is known to come on top."""
+        estimate = int(self.t.gpu_weight_bytes[m, k]) + int(self.t.buffer_bytes[m])
+        return estimate + math.floor(estimate * float(self.s["footprint_extra"][g, m]))
+
     def gpu_used(self, g: int) -> int:
         total = 0
         for i in self.instances():
             if self.gpu(i) == g:
                 m, k = int(self.s["inst_model"][i]), int(self.s["inst_level"][i])
-                total += int(self.t.gpu_weight_bytes[m, k]) + int(self.t.buffer_bytes[m])
+                total += self.footprint(g, m, k)
                 total += sum(self.reserved(j) for j in self.seats(i)) * int(self.t.kv_gpu_bytes[m, k])
                 total += self.holds.get(i, (0, 0, 0))[0]
         return total
@@ -110,11 +116,11 @@ class Recount:
         m, old = int(self.s["inst_model"][i]), int(self.s["inst_level"][i])
         tokens = sum(self.reserved(j) for j in self.seats(i))
 
-        def side(weights: Any, kv: Any, level: int) -> int:
-            return int(weights[m, level]) + tokens * int(kv[m, level])
+        def on_gpu(level: int) -> int:
+            return self.footprint(self.gpu(i), m, level) + tokens * int(t.kv_gpu_bytes[m, level])
 
         t = self.t
-        gpu = side(t.gpu_weight_bytes, t.kv_gpu_bytes, k) - side(t.gpu_weight_bytes, t.kv_gpu_bytes, old)
+        gpu = on_gpu(k) - on_gpu(old)
         pin = int(t.cpu_weight_bytes[m, k]) - self.pinned(self.host(i), m)
         kv = tokens * (int(t.kv_cpu_bytes[m, k]) - int(t.kv_cpu_bytes[m, old]))
         swap = 0 if self.config.sim.resize_mode == "move" else tokens * int(t.kv_gpu_bytes[m, old])
@@ -143,7 +149,7 @@ class Recount:
             return []
         legal = []
         for k in self.levels(m):
-            gpu = int(t.gpu_weight_bytes[m, k]) + int(t.buffer_bytes[m]) + tokens * int(t.kv_gpu_bytes[m, k])
+            gpu = self.footprint(g, m, k) + tokens * int(t.kv_gpu_bytes[m, k])
             pin = max(0, int(t.cpu_weight_bytes[m, k]) - self.pinned(h, m))
             if gpu <= self.gpu_free(g) and pin + tokens * int(t.kv_cpu_bytes[m, k]) <= self.host_free(h):
                 legal.append(k)
@@ -315,7 +321,7 @@ def check_log(log: Any, records: Any, state: Any, slots: int) -> None:
     assert (log["time_s"][1:] >= log["time_s"][:-1]).all()
     counts = {name: len(rows) for name, rows in by_kind.items()}
     assert counts["load_start"] == state["num_loads"]
-    assert counts["unload_start"] == state["num_unloads"]
+    assert counts["unload_start"] == state["num_unloads"] >= state["num_failed_loads"] == counts["load_failed"]
     assert counts["resize_start"] == state["num_resizes"]
     assert counts["preempt"] >= state["num_preempted"] == records["num_preemptions"].sum()
     present = {int(i) for i in range(len(state["inst_phase"])) if state["inst_phase"][i] != c.EMPTY}

@@ -1,4 +1,4 @@
-"""Micro-scenarios with known times: against a token-by-token reference, and against sums written out."""
+"""Micro-scenarios with known times: against the token-by-token reference simulator, and against sums written out."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from reference import Reference, depth, requests_of
 
 import mmsched_env.core
 from mmsched_env.core import Simulation
 from mmsched_env.costmodel.tables import CostTables
 from mmsched_env.sim.events import NAMES
+from tests.reference.costs import depth
+from tests.reference.parts import WAIT, Settings, Yardsticks
+from tests.reference.simulator import Reference
 
 GB = 10**9
 UBATCH = 100
@@ -122,12 +124,21 @@ def scripted(script: list[tuple[int, int]]) -> Callable[[Run], int | None]:
     return choose
 
 
-def agree(config: Any, trace: Any, script: list[tuple[int, int]], tables: CostTables = TABLES) -> Run:
-    requests = requests_of(trace)
-    Reference(tables, config.sim.ubatch_tokens, config.sim.prefill_mode == "prefill_first").run(requests, script)
-    run = Run(config, trace, scripted(script))
-    np.testing.assert_allclose(run.records["first_token_s"], [r.first_token for r in requests], rtol=1e-9)
-    np.testing.assert_allclose(run.records["finish_s"], [r.finish for r in requests], rtol=1e-9)
+def reference(config: Any, trace: Any, script: list[tuple[int, int]]) -> Reference:
+    """The same in the reference simulator. No targets: nothing here depends on them."""
+    sim = config.sim
+    settings = Settings((0, 0), prefill_mode=sim.prefill_mode, ubatch_tokens=sim.ubatch_tokens)
+    simulator = Reference(TABLES, trace, settings, [Yardsticks(np.inf, np.inf, np.inf, 1.0)] * len(trace))
+    while not simulator.ended:
+        waiting = simulator.window()
+        simulator.act(("dispatch", 0, *script[waiting[0].index]) if waiting else WAIT)
+    return simulator
+
+
+def agree(config: Any, trace: Any, script: list[tuple[int, int]]) -> Run:
+    run, expected = Run(config, trace, scripted(script)), reference(config, trace, script).requests
+    np.testing.assert_allclose(run.records["first_token_s"], [r.first_token_s for r in expected], rtol=1e-9)
+    np.testing.assert_allclose(run.records["finish_s"], [r.finish_s for r in expected], rtol=1e-9)
     return run
 
 
@@ -213,8 +224,8 @@ def test_closed_forms_agree_with_token_by_token(tiny: Any, trace_of: Any, data: 
 def kv_seconds(at: tuple[int, int, int], context: int) -> float:
     """Attending to the context of one request."""
     t, knots = TABLES, TABLES.depth_knot[at[:2]]
-    on_gpu = t.gpu_kv[at] * depth(knots, t.depth_gpu[at[:2]], context, 1)
-    return float(on_gpu + t.cpu_kv[at] * depth(knots, t.depth_cpu[at[:2]], context, 1))
+    on_gpu = t.gpu_kv[at] * depth(knots, t.depth_gpu[at[:2]], context)
+    return float(on_gpu + t.cpu_kv[at] * depth(knots, t.depth_cpu[at[:2]], context))
 
 
 def decode_seconds(level: int, context: int) -> float:

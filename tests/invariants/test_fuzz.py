@@ -27,8 +27,17 @@ def test_many_random_sequences(monkeypatch: pytest.MonkeyPatch, seed: int) -> No
 
 def test_everything_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sequences are worth the name: all that can happen does."""
-    seen: Any = sum((fuzz.play(seed, 16, 16, monkeypatch, full=False) for seed in range(100, 112)), fuzz.Counter())
-    for name in ("illegal", "num_loads", "num_preempted", "num_resizes", "num_dropped", "num_done", "drained"):
+    seen: Any = sum((fuzz.play(seed, 16, 16, monkeypatch, full=False) for seed in range(100, 116)), fuzz.Counter())
+    for name in (
+        "illegal",
+        "num_loads",
+        "num_failed_loads",
+        "num_preempted",
+        "num_resizes",
+        "num_dropped",
+        "num_done",
+        "drained",
+    ):
         assert seen[name] > 20, f"{name}: {seen}"
 
 

@@ -25,7 +25,7 @@ FAULTS = (
     Fault("kv-not-freed", "KV is not freed when a seat is left", "requests.py", "    reserve_kv(s, p, r[j], i, s.inst_level[i], -1)\n", ""),
     Fault("swap-not-freed", "swap is not freed after a restore", "memory.py", "        s.host_swap[request.saved_host] -= request.saved_bytes\n", ""),
     Fault("hold-not-freed", "the swap held for a reload stays held", "operations.py", "    s.host_swap[h] -= s.inst_hold_swap[i]\n", ""),
-    Fault("buffer-not-freed", "an unload leaves the compute buffer", "operations.py", "s.gpu_used[g] -= p.gpu_weight_bytes[m, s.inst_level[i]] + p.buffer_bytes[m]", "s.gpu_used[g] -= p.gpu_weight_bytes[m, s.inst_level[i]]"),
+    Fault("buffer-not-freed", "an unload leaves the compute buffer", "operations.py", "s.gpu_used[g] -= footprint(s, p, g, m, s.inst_level[i])", "s.gpu_used[g] -= footprint(s, p, g, m, s.inst_level[i]) - p.buffer_bytes[m]"),
     Fault("lost-request", "a preempted request is not put back into the queue", "requests.py", "    waiting.push(s, r, j)\n", ""),
     Fault("free-progress", "a preempted request keeps its progress without saved KV", "requests.py", "        start_over(r[j])\n    record(s, log, events.PREEMPT", "        pass\n    record(s, log, events.PREEMPT"),
     Fault("victim", "PREEMPT takes the shortest request", "operations.py", "left > most or (left == most", "left < most or (left == most"),
@@ -35,4 +35,6 @@ FAULTS = (
     Fault("join-while-saving", "DISPATCH is legal while a request of the instance is saved", "actions.py", "if phase == READY and s.op[i] != NO_OP:", "if phase == READY and s.op[i] < 0:"),
     Fault("preempt-while-restoring", "PREEMPT and OFFLOAD are legal during a restore", "actions.py", " and s.restore_request[i] < 0\n", "\n"),
     Fault("drop-while-saving", "requests are dropped while their KV is being saved", "clock.py", "if r[j].phase == QUEUED and drop_time(p, r[j]) <= limit:", "if drop_time(p, r[j]) <= limit:"),
+    Fault("load-never-fails", "a load takes its true footprint whether or not it fits", "operations.py", "    if s.gpu_used[g] + more > p.gpu_bytes[g]:\n        return False\n", ""),
+    Fault("kept-observation", "what policies see of a cached model is not brought up to date", "memory.py", "            s.stale[g, m] = 1\n", "            pass\n"),
 )  # fmt: skip

@@ -25,6 +25,7 @@ SUITE = (
     "tests/invariants/test_fuzz.py",
     "tests/invariants/test_invariants.py",
     "tests/mutants/few_scenarios.py",
+    "tests/unit/test_observation_image.py",
 )
 TIMEOUT_S = 1200
 PROBE = """

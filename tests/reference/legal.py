@@ -59,7 +59,7 @@ def _fits(s: Reference, request: Request, g: int, k: int, gpu_free: int, host_fr
     gpu_need = request.reserved * s.t.kv_gpu_bytes[m][k]
     host_need = request.reserved * s.t.kv_cpu_bytes[m][k]
     if s.instance_of(m, g) is None:
-        gpu_need += s.t.gpu_weight_bytes[m][k] + s.t.buffer_bytes[m]
+        gpu_need += s.memory.footprint(g, m, k, s.memory.known)
         host_need += max(0, s.t.cpu_weight_bytes[m][k] - s.memory.pinned(h, m))
     return bool(gpu_need <= gpu_free and host_need <= host_free)
 

@@ -1,17 +1,27 @@
-"""R7-R10, R27: bytes on GPUs and hosts, always counted anew from the instances and requests there are."""
+"""R7-R10, R27, R31: bytes on GPUs and hosts, always counted anew from the instances and requests there are."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from .parts import Instance, Request, Settings
 
 
 class Memory:
-    """The weight cache has state of its own (R10); everything else is a sum over `instances` and `requests`."""
+    """The weight cache (R10) and the known shares (R31) are state; all else is a sum over `instances` and `requests`.
+
+    `hidden[g][m]` is the share x of R31.
+    """
 
     def __init__(
-        self, tables: Any, settings: Settings, instances: dict[int, Instance], requests: list[Request]
+        self,
+        tables: Any,
+        settings: Settings,
+        instances: dict[int, Instance],
+        requests: list[Request],
+        hidden: Sequence[Sequence[float]],
     ) -> None:
         self.t = tables
         self.settings = settings
@@ -23,6 +33,8 @@ class Memory:
         self.cached = [[0] * models for _ in range(hosts)]
         self.valid = [[0] * models for _ in range(hosts)]
         self.last_use = [[0.0] * models for _ in range(hosts)]
+        self.hidden = hidden
+        self.known = [[0.0] * models for _ in hidden]
 
     # -- what one instance holds
 
@@ -31,8 +43,13 @@ class Memory:
         return self.gpu_bytes_at(i, i.level) + i.held_gpu
 
     def gpu_bytes_at(self, i: Instance, k: int) -> int:
-        m = i.model
-        return int(self.t.buffer_bytes[m] + self.t.gpu_weight_bytes[m][k] + i.reserved * self.t.kv_gpu_bytes[m][k])
+        kv = i.reserved * self.t.kv_gpu_bytes[i.model][k]
+        return int(self.footprint(i.gpu, i.model, k, self.known) + kv)
+
+    def footprint(self, g: int, m: int, k: int, shares: Sequence[Sequence[float]]) -> int:
+        """R8, R31: by the known shares what is held and needed, by the hidden ones what it really takes."""
+        estimate = self.t.gpu_weight_bytes[m][k] + self.t.buffer_bytes[m]
+        return int(estimate + math.floor(estimate * shares[g][m]))
 
     def cpu_kv_bytes(self, i: Instance) -> int:
         return self.cpu_kv_bytes_at(i, i.level) + i.held_kv
@@ -51,6 +68,16 @@ class Memory:
         i.held_kv = max(0, self.cpu_kv_bytes_at(i, k) - self.cpu_kv_bytes_at(i, i.level))
         i.held_swap = self.reload_swap(i)
         self.settle(i.host, last=i.model)
+
+    def can_allocate(self, i: Instance) -> bool:
+        """R31: its true footprint fits in place of the one it holds."""
+        held = self.footprint(i.gpu, i.model, i.level, self.known)
+        true = self.footprint(i.gpu, i.model, i.level, self.hidden)
+        return bool(self.gpu_used(i.gpu) - held + true <= self.t.gpu_bytes[i.gpu])
+
+    def learn(self, i: Instance) -> None:
+        """R31: from now on the share is known; an instance that is there holds the true footprint."""
+        self.known[i.gpu][i.model] = self.hidden[i.gpu][i.model]
 
     def reload_swap(self, i: Instance) -> int:
         reload = self.settings.resize_mode == "reload"

@@ -1,4 +1,4 @@
-"""R20-R28: loads, unloads, resizes, saves and restores."""
+"""R20-R28, R31: loads, unloads, resizes, saves and restores."""
 
 from __future__ import annotations
 
@@ -62,8 +62,10 @@ class Operations:
         self.start_operation(i, [self.save_stage(i, saving), unload], partial(self.end_unload, i), saving)
 
     def end_unload(self, i: Instance) -> None:
+        """R31: at the latest now the share is known (for a load that did not fail it has been for long)."""
         self.log("unload_end", None, i)
         del self.instances[i.index]
+        self.memory.learn(i)
         self.decision = True
 
     def preempt_longest(self, i: Instance) -> None:
@@ -165,9 +167,12 @@ class Operations:
             stage.resource.start(self.clock, stage.size, stage.cap, STAGE, i.index, partial(self.end_stage, i))
 
     def end_stage(self, i: Instance) -> None:
-        stage = i.operation.stages.pop(0)
+        operation = i.operation
+        stage = operation.stages.pop(0)
         stage.at_end()
-        if i.operation.stages:
+        if i.operation is not operation:  # the load has failed, its unload has begun (R31)
+            return
+        if operation.stages:
             self.start_stage(i)
         else:
             self.end_operation(i)
@@ -206,7 +211,10 @@ class Operations:
         assert index is not None
         i = self.instances[index] = Instance(index, gpu, host, model, level, self.settings.batch)
         self.log("load_start", None, i)
-        self.start_operation(i, self.load_stages(i, level), partial(self.end_load, i))
+        stages = self.load_stages(i, level)
+        assert stages[0].seconds > 0  # as tables must have it: a stage that is skipped (R25) would allocate nothing
+        stages[0].at_end = partial(self.allocate, i)
+        self.start_operation(i, stages, partial(self.end_load, i))
         return i
 
     def load_stages(self, i: Instance, level: int) -> list[Stage]:
@@ -217,6 +225,16 @@ class Operations:
             Stage(0.0, to_read, self.disks[h], self.t.disk_cap[m][g], partial(self.end_disk, h, m)),
             Stage(0.0, self.t.gpu_weight_bytes[m][level], self.links_in[g], self.t.link_in_cap[m][g]),
         ]
+
+    def allocate(self, i: Instance) -> None:
+        """R31: init has ended. Reading: the init stage of a reload allocates nothing new; its share is long known."""
+        if self.memory.can_allocate(i):
+            self.memory.learn(i)
+        else:
+            true = self.memory.footprint(i.gpu, i.model, i.level, self.memory.hidden)
+            self.log("load_failed", None, i, true)
+            self.decision = True
+            self.unload(i)
 
     def end_disk(self, h: int, m: int) -> None:
         self.memory.valid[h][m] = self.memory.cached[h][m]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -45,10 +45,18 @@ class Event(NamedTuple):
 
 
 class Reference(Operations):
-    """One episode. Read `legal`, call `act` with one of them, until `terminated` or `truncated`."""
+    """One episode. Read `legal`, call `act` with one of them, until `terminated` or `truncated`.
+
+    `hidden[g][m]` are the shares x of R31, given, not drawn; without them the estimates are exact.
+    """
 
     def __init__(
-        self, tables: CostTables, trace: RequestTrace, settings: Settings, yardsticks: Iterable[Yardsticks]
+        self,
+        tables: CostTables,
+        trace: RequestTrace,
+        settings: Settings,
+        yardsticks: Iterable[Yardsticks],
+        hidden: Sequence[Sequence[float]] | None = None,
     ) -> None:
         self.t = plain_tables(tables)
         self.settings = settings
@@ -56,7 +64,9 @@ class Reference(Operations):
         self.requests = requests_of(trace, yardsticks)
         self.instances: dict[int, Instance] = {}  # by index; nothing is loaded at the start (R1)
         self.gpus = range(len(settings.gpu_hosts))
-        self.memory = Memory(self.t, settings, self.instances, self.requests)
+        if hidden is None:
+            hidden = [[0.0] * len(self.t.num_units) for _ in self.gpus]
+        self.memory = Memory(self.t, settings, self.instances, self.requests, hidden)
         self.disks = [Resource(rate) for rate in self.t.disk_rate]
         self.links_in = [Resource(rate) for rate in self.t.link_in_rate]
         self.links_out = [Resource(rate) for rate in self.t.link_out_rate]

@@ -17,12 +17,15 @@ from ..state import (
     PREFILL,
     QUEUED,
     READY,
+    SAME_INSTANT_S,
     SCOPE_INSTANCE,
     SCOPE_REQUEST,
 )
 from . import waiting
+from .arrays import fill
 from .batching import stop_soon
-from .memory import fits_joining, fits_new, gpu_free, gpu_of, host_free, swap_free
+from .clock import end_of_iterations
+from .memory import fits_joining, fits_new, gpu_free, gpu_of, host_free, mark, swap_free
 from .operations import hold_for_resize, resize_holds, run_pending, seated_tokens, start_load
 from .requests import bind
 
@@ -71,7 +74,7 @@ def has_running(s, r, i):
 def write_mask(s, p, r):
     """Fill s.window and s.mask; returns the number of legal actions besides WAIT."""
     waiting.fill_window(s, r)
-    s.mask[:] = 0
+    fill(s.mask, 0)
     legal = mask_dispatch(s, p, r) + mask_changes(s, p, r)
     s.mask[0] = 1 if legal == 0 or anything_ahead(s, p) else 0
     return legal
@@ -176,13 +179,17 @@ def dispatch(s, p, r, log, j, g, k):
         i = free_slot(s, g)
         start_load(s, p, r, log, i, r[j].model, k)
     bind(s, p, r, log, j, i)
+    mark(s, i)
 
 
 @compiled
 def change(s, p, r, log, i, pending):
     """PREEMPT or OFFLOAD instance i at the end of its running iteration, or now if it has none."""
+    mark(s, i)
     s.inst_pending[i] = pending
     if s.it_kind[i] == NO_ITERATION:
         run_pending(s, p, r, log, i)
-    else:
-        stop_soon(s, i)
+        return
+    stop_soon(s, i)
+    if s.it_end[i] <= s.now + SAME_INSTANT_S:  # one iteration of the plan ends just now, and no other has begun
+        end_of_iterations(s, p, r, log, i)

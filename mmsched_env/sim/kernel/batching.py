@@ -23,9 +23,10 @@ from ..state import (
     READY,
     SAME_INSTANT_S,
 )
+from .arrays import fill
 from .costs import chunk_const, chunk_cpu, chunk_gpu, decode_cpu, decode_gpu, depth_segment, kv_cpu, kv_gpu
 from .logbook import record
-from .memory import gpu_of
+from .memory import gpu_of, mark
 
 
 @compiled
@@ -71,6 +72,7 @@ def plan_all(s, p, r, log):
 @compiled
 def plan(s, p, r, log, i):
     """Let waiting requests join, then work on the oldest unfinished prompt or decode."""
+    mark(s, i)
     join_waiting(s, r, log, i)
     first = -1  # request whose prompt is worked on: the oldest
     decoders = 0
@@ -150,8 +152,8 @@ def plan_decode(s, p, i, batch, context, count):
 @compiled
 def share_devices(s, p):
     """Count the busy instances of every GPU and host CPU and re-time the iterations whose share changed."""
-    s.gpu_busy[:] = 0
-    s.cpu_busy[:] = 0
+    fill(s.gpu_busy, 0)
+    fill(s.cpu_busy, 0)
     for i in range(s.it_kind.shape[0]):
         if s.it_kind[i] != NO_ITERATION:
             g = gpu_of(s, i)

@@ -25,7 +25,7 @@ from ..state import (
     SAVING,
     UNIT_IDLE,
 )
-from .memory import gpu_of, kv_tokens_reserved
+from .memory import footprint, gpu_of, kv_tokens_reserved
 
 BROKEN = (
     "",
@@ -208,7 +208,7 @@ def check_gpu(s, p, r, g):
         if gpu_of(s, i) == g and s.inst_phase[i] != EMPTY:
             m = s.inst_model[i]
             k = s.inst_level[i]
-            used += p.gpu_weight_bytes[m, k] + p.buffer_bytes[m] + s.inst_hold_gpu[i]
+            used += footprint(s, p, g, m, k) + s.inst_hold_gpu[i]
             used += reserved_on(s, r, i) * p.kv_gpu_bytes[m, k]
     return FINE if used == s.gpu_used[g] and used <= p.gpu_bytes[g] else GPU_MEMORY
 

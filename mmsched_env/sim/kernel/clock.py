@@ -15,6 +15,7 @@ from ..state import (
 from . import waiting
 from .batching import end_iterations, plan_all, share_devices
 from .logbook import record
+from .memory import mark
 from .operations import end_stage, run_pending
 from .requests import drop, drop_time, end_restore, finish, start_over, start_restores
 from .transfers import delay_over, finish_unit, share_resources
@@ -104,6 +105,7 @@ def drop_overdue(s, p, r, log, limit):
 
 @compiled
 def end_of_iterations(s, p, r, log, i):
+    mark(s, i)
     prompted = end_iterations(s, p, r, i)
     if prompted >= 0 and r[prompted].first_token_s < 0.0:
         r[prompted].first_token_s = s.now
@@ -118,12 +120,13 @@ def end_of_iterations(s, p, r, log, i):
 
 @compiled
 def end_of_unit(s, p, r, log, unit):
+    instances = s.inst_model.shape[0]
+    mark(s, unit if unit < instances else unit - instances)
     if s.unit_phase[unit] == UNIT_DELAY:
         if not delay_over(s, unit):
             return
     else:
         finish_unit(s, unit)
-    instances = s.inst_model.shape[0]
     if unit < instances:
         end_stage(s, p, r, log, unit)
     else:

@@ -4,24 +4,25 @@ from ..jit import compiled
 
 
 @compiled
+def attended(knots, slopes, mean_context):
+    """F(x) of a mean context: piecewise linear, the slope changing at every knot."""
+    total = slopes[0] * mean_context
+    for d in range(1, knots.shape[0]):
+        if mean_context <= knots[d]:
+            break
+        total += (slopes[d] - slopes[d - 1]) * (mean_context - knots[d])
+    return total
+
+
+@compiled
 def kv_gpu(p, m, g, k, batch, context):
-    """GPU seconds of attending to `context` tokens of `batch` requests; piecewise linear in the mean context."""
-    total = 0.0
-    before = 0.0
-    for d in range(p.depth_knot.shape[2]):
-        total += (p.depth_gpu[m, g, d] - before) * max(0.0, context / batch - p.depth_knot[m, g, d])
-        before = p.depth_gpu[m, g, d]
-    return p.gpu_kv[m, g, k] * batch * total
+    """GPU seconds of attending to `context` tokens of `batch` requests."""
+    return p.gpu_kv[m, g, k] * batch * attended(p.depth_knot[m, g], p.depth_gpu[m, g], context / batch)
 
 
 @compiled
 def kv_cpu(p, m, g, k, batch, context):
-    total = 0.0
-    before = 0.0
-    for d in range(p.depth_knot.shape[2]):
-        total += (p.depth_cpu[m, g, d] - before) * max(0.0, context / batch - p.depth_knot[m, g, d])
-        before = p.depth_cpu[m, g, d]
-    return p.cpu_kv[m, g, k] * batch * total
+    return p.cpu_kv[m, g, k] * batch * attended(p.depth_knot[m, g], p.depth_cpu[m, g], context / batch)
 
 
 @compiled

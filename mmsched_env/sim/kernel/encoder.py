@@ -1,4 +1,9 @@
-"""Writing the observation from the simulator's records, compiled. The fields: ../../observation.py."""
+"""Writing the observation from the simulator's records, compiled. The fields: ../../observation.py.
+
+Each environment has an image of its observation that is kept and brought up to date: rows of instances and pairs are
+written anew only where something about that model on that GPU has changed (`s.stale`, set by memory.mark); what runs
+with the clock is written every time.
+"""
 
 from ..jit import compiled
 from ..state import (
@@ -14,40 +19,82 @@ from ..state import (
     READY,
     RESIZING,
 )
+from .arrays import copy, fill
 from .batching import context_tokens
 from .costs import decode_step, prefill_seconds
-from .memory import fits_empty, gpu_free, gpu_of, host_free, kv_tokens_reserved, swap_free
+from .memory import fits_empty, footprint, gpu_free, gpu_of, host_free, kv_tokens_reserved, swap_free
 from .transfers import operation_left
-from .waiting import arrival_rate
+from .waiting import rate_per_arrival
 
 GB = 1e9
 
 
 @compiled
-def encode(s, p, r, queue, instances, gpus, models, pairs, whole):
-    """Write one environment's observation into its buffers, which are zero: what is not there stays so."""
-    encode_queue(s, p, r, queue)
-    encode_instances(s, p, r, instances)
+def encode(s, p, r, queue, instances, gpus, models, pairs, whole, image):
+    """Bring one environment's image up to date. `image` is all its blocks as one row of float32."""
+    if s.encoded == 0:
+        fill(image, 0.0)
+        s.encoded = 1
+        fill(s.encoded_window, -1)
+        set_stale(s, 1)
+        encode_fixed(p, gpus, models)
+    encode_queue(s, p, r, queue, image)
+    encode_instances(s, p, r, instances, image[queue.size * words(queue) :])
     encode_gpus(s, p, gpus)
-    encode_models(s, p, models)
-    encode_pairs(s, p, r, instances, pairs)
-    rate = 0.0
-    for m in range(p.num_models):
-        rate += arrival_rate(s, m)
+    pairs_at = image.size - whole.size * words(whole) - pairs.size * words(pairs)
+    encode_pairs(s, p, r, instances, pairs, image[pairs_at:])
+    copy(s.encoded_window, s.window)
+    set_stale(s, 0)
+    whole[0].arrivals_per_s = encode_models(s, p, models)
     whole[0].time_s = s.now
     whole[0].num_in_system = s.num_in_system
     whole[0].queue_length = s.queue_length
     whole[0].beyond_window = max(0, s.queue_length - s.window.shape[0])
     whole[0].weight_in_system = s.weight_in_system
-    whole[0].arrivals_per_s = rate
 
 
 @compiled
-def encode_queue(s, p, r, queue):
+def set_stale(s, value):
+    for g in range(s.stale.shape[0]):
+        fill(s.stale[g], value)
+
+
+@compiled
+def words(block):
+    """Float32 values in a row of a block."""
+    return block.itemsize // 4
+
+
+@compiled
+def clear(block_image, row, width):
+    for at in range(row * width, (row + 1) * width):
+        block_image[at] = 0.0
+
+
+@compiled
+def encode_fixed(p, gpus, models):
+    """What never changes."""
+    full = p.level_value.shape[0] - 1
+    for g in range(p.num_gpus):
+        gpus[g].present = 1.0
+        gpus[g].total_gb = p.gpu_bytes[g] / GB
+        gpus[g].host = p.gpu_host[g]
+        gpus[g].link_gb_per_s = p.link_in_rate[g] / GB
+    for m in range(p.num_models):
+        models[m].present = 1.0
+        models[m].weights_gb = p.file_bytes[m] / GB
+        models[m].kv_gb_per_ktoken = 1000.0 * (p.kv_gpu_bytes[m, full] + p.kv_cpu_bytes[m, full]) / GB
+
+
+@compiled
+def encode_queue(s, p, r, queue, queue_image):
     for q in range(queue.shape[0]):
         j = s.window[q]
         if j < 0:
-            break
+            if s.encoded_window[q] == -1:
+                break
+            clear(queue_image, q, words(queue))
+            continue
         row = queue[q]
         age = s.now - r[j].arrival_s
         row.present = 1.0
@@ -69,90 +116,106 @@ def encode_queue(s, p, r, queue):
 
 
 @compiled
-def encode_instances(s, p, r, instances):
+def encode_instances(s, p, r, instances, instances_image):
     for i in range(instances.shape[0]):
-        if s.inst_phase[i] == EMPTY:
-            continue
         row = instances[i]
+        if s.inst_phase[i] == EMPTY:
+            if row.present == 1.0:
+                clear(instances_image, i, words(instances))
+            continue
         m = s.inst_model[i]
-        k = s.inst_level[i]
         g = gpu_of(s, i)
-        phase = s.inst_phase[i]
-        running = 0
-        context = 0
-        weight = 0.0
-        longest = 0.0
-        longest_weight = 0.0
-        shortest = 0.0
-        reserved = 0
-        for b in range(s.seat.shape[1]):
-            j = s.seat[i, b]
-            if j < 0:
-                continue
-            left = max(1.0, r[j].predicted_tokens - r[j].generated)
-            if weight == 0.0 or left < shortest:
-                shortest = left
-            weight += r[j].weight
-            if left > longest:
-                longest = left
-                longest_weight = r[j].weight
-            reserved += r[j].prompt_tokens + r[j].image_tokens + r[j].max_tokens
-            if r[j].phase == PREFILL or r[j].phase == DECODE:
-                running += 1
-                context += context_tokens(r[j])
-        step = decode_step(p, m, g, k, max(1, running), context)
-        row.present = 1.0
-        row.model = m
-        row.level = k
-        row.gpu_share = p.units_on_gpu[m, k] / p.num_units[m]
-        row.loading = 1.0 if phase == LOADING else 0.0
-        row.ready = 1.0 if phase == READY else 0.0
-        row.leaving = 1.0 if phase == EVICTING else 0.0
-        row.resizing = 1.0 if phase == RESIZING else 0.0
-        row.draining = 1.0 if s.inst_pending[i] != NO_PENDING else 0.0
-        row.saving = 1.0 if phase == READY and s.op[i] != NO_OP else 0.0
-        row.operation_left_s = operation_left(s, p, i)
-        row.num_seated = s.num_seated[i]
-        row.num_running = running
-        row.free_seats = s.seat.shape[1] - s.num_seated[i]
-        row.weight_seated = weight
-        row.step_s = step
-        row.next_finish_s = shortest * step
-        row.drain_s = longest * step
-        row.longest_left_tokens = longest
-        row.longest_weight = longest_weight
-        row.gpu_gb = (p.gpu_weight_bytes[m, k] + p.buffer_bytes[m]) / GB
-        row.kv_gb = reserved * p.kv_gpu_bytes[m, k] / GB
+        if s.stale[g, m] == 1:
+            encode_instance(s, p, r, i, m, g, row)
+        row.operation_left_s = operation_left(s, i)
         row.idle_s = s.now - s.inst_used_s[i] if s.num_seated[i] == 0 else 0.0
-        row.uses = s.inst_uses[i]
-        save = p.save_s[g] * running + context * p.kv_gpu_bytes[m, k] / p.kv_out_cap[g]
-        row.unload_s = save + p.unload_s[m, g, k]
-        row.reload_s = p.init_s[m, g] + p.gpu_weight_bytes[m, k] / p.link_in_cap[m, g]
-        for level in range(p.level_value.shape[0]):
-            if p.level_valid[m, level] == 1:
-                held = p.gpu_weight_bytes[m, level] + p.buffer_bytes[m] + reserved * p.kv_gpu_bytes[m, level]
-                row.level_gb[level] = held / GB
-                row.level_step_s[level] = decode_step(p, m, g, level, max(1, running), context)
-                row.resize_s[level] = resize_seconds(s, p, i, level, running, context)
 
 
 @compiled
-def resize_seconds(s, p, i, level, running, context):
-    """Seconds to change instance i to a level, with disk and links to itself."""
-    m = s.inst_model[i]
-    g = gpu_of(s, i)
+def encode_instance(s, p, r, i, m, g, row):
+    """All but what runs with the clock."""
+    k = s.inst_level[i]
+    phase = s.inst_phase[i]
+    running = 0
+    context = 0
+    weight = 0.0
+    longest = 0.0
+    longest_weight = 0.0
+    shortest = 0.0
+    reserved = 0
+    for b in range(s.seat.shape[1]):
+        j = s.seat[i, b]
+        if j < 0:
+            continue
+        left = max(1.0, r[j].predicted_tokens - r[j].generated)
+        if weight == 0.0 or left < shortest:
+            shortest = left
+        weight += r[j].weight
+        if left > longest:
+            longest = left
+            longest_weight = r[j].weight
+        reserved += r[j].prompt_tokens + r[j].image_tokens + r[j].max_tokens
+        if r[j].phase == PREFILL or r[j].phase == DECODE:
+            running += 1
+            context += context_tokens(r[j])
+    step = decode_step(p, m, g, k, max(1, running), context)
+    row.present = 1.0
+    row.model = m
+    row.level = k
+    row.gpu_share = p.units_on_gpu[m, k] / p.num_units[m]
+    row.loading = 1.0 if phase == LOADING else 0.0
+    row.ready = 1.0 if phase == READY else 0.0
+    row.leaving = 1.0 if phase == EVICTING else 0.0
+    row.resizing = 1.0 if phase == RESIZING else 0.0
+    row.draining = 1.0 if s.inst_pending[i] != NO_PENDING else 0.0
+    row.saving = 1.0 if phase == READY and s.op[i] != NO_OP else 0.0
+    row.num_seated = s.num_seated[i]
+    row.num_running = running
+    row.free_seats = s.seat.shape[1] - s.num_seated[i]
+    row.weight_seated = weight
+    row.step_s = step
+    row.next_finish_s = shortest * step
+    row.drain_s = longest * step
+    row.longest_left_tokens = longest
+    row.longest_weight = longest_weight
+    row.gpu_gb = footprint(s, p, g, m, k) / GB
+    row.kv_gb = reserved * p.kv_gpu_bytes[m, k] / GB
+    row.uses = s.inst_uses[i]
+    save = p.save_s[g] * running + context * p.kv_gpu_bytes[m, k] / p.kv_out_cap[g]
+    row.unload_s = save + p.unload_s[m, g, k]
+    row.reload_s = p.init_s[m, g] + p.gpu_weight_bytes[m, k] / p.link_in_cap[m, g]
+    encode_levels(s, p, i, m, g, max(1, running), context, reserved, row)
+
+
+@compiled
+def encode_levels(s, p, i, m, g, batch, context, reserved, row):
+    """Memory, decode iteration and seconds of a resize, with disk and links to itself, at every level."""
     old = s.inst_level[i]
-    if level == old:
-        return 0.0
-    if p.resize_mode == MOVE:
-        grown = p.gpu_weight_bytes[m, level] - p.gpu_weight_bytes[m, old]
-        grown += context * (p.kv_gpu_bytes[m, level] - p.kv_gpu_bytes[m, old])
-        return grown / p.kv_in_cap[g] if grown > 0 else -grown / p.kv_out_cap[g]
-    missing = p.file_bytes[m] - s.cache_valid[p.gpu_host[g], m]
-    load = p.init_s[m, g] + missing / p.disk_cap[m, g] + p.gpu_weight_bytes[m, level] / p.link_in_cap[m, g]
-    out = context * p.kv_gpu_bytes[m, old] / p.kv_out_cap[g]
-    back = context * p.kv_gpu_bytes[m, level] / p.kv_in_cap[g]
-    return 2.0 * running * p.save_s[g] + out + p.unload_s[m, g, old] + load + back
+    read_s = (p.file_bytes[m] - s.cache_valid[p.gpu_host[g], m]) / p.disk_cap[m, g]
+    out_s = context * p.kv_gpu_bytes[m, old] / p.kv_out_cap[g] + p.unload_s[m, g, old]
+    always_s = 2.0 * row.num_running * p.save_s[g] + out_s + p.init_s[m, g] + read_s
+    for k in range(p.level_value.shape[0]):
+        if p.level_valid[m, k] == 0:
+            row.level_gb[k] = 0.0
+            row.level_step_s[k] = 0.0
+            row.resize_s[k] = 0.0
+            continue
+        row.level_gb[k] = (footprint(s, p, g, m, k) + reserved * p.kv_gpu_bytes[m, k]) / GB
+        row.level_step_s[k] = decode_step(p, m, g, k, batch, context)
+        if k == old:
+            row.resize_s[k] = 0.0
+        elif p.resize_mode == MOVE:
+            row.resize_s[k] = move_seconds(p, m, g, old, k, context)
+        else:
+            back_s = context * p.kv_gpu_bytes[m, k] / p.kv_in_cap[g]
+            row.resize_s[k] = always_s + p.gpu_weight_bytes[m, k] / p.link_in_cap[m, g] + back_s
+
+
+@compiled
+def move_seconds(p, m, g, old, new, context):
+    grown = p.gpu_weight_bytes[m, new] - p.gpu_weight_bytes[m, old]
+    grown += context * (p.kv_gpu_bytes[m, new] - p.kv_gpu_bytes[m, old])
+    return grown / p.kv_in_cap[g] if grown > 0 else -grown / p.kv_out_cap[g]
 
 
 @compiled
@@ -161,51 +224,97 @@ def encode_gpus(s, p, gpus):
     for g in range(p.num_gpus):
         row = gpus[g]
         h = p.gpu_host[g]
-        free = 0
-        busy = 0
-        for i in range(g * slots, (g + 1) * slots):
-            free += s.inst_phase[i] == EMPTY
-            busy += s.num_seated[i] > 0
-        on_cpu = 0
-        for i in range(s.inst_phase.shape[0]):
-            if s.num_seated[i] > 0 and p.gpu_host[gpu_of(s, i)] == h:
-                on_cpu += p.units_on_gpu[s.inst_model[i], s.inst_level[i]] < p.num_units[s.inst_model[i]]
-        row.present = 1.0
-        row.total_gb = p.gpu_bytes[g] / GB
         row.free_gb = gpu_free(s, p, g) / GB
-        row.free_slots = free
-        row.num_busy = busy
-        row.host = h
-        row.host_busy = on_cpu
+        row.free_slots = slots
+        row.num_busy = 0.0
+        row.host_busy = 0.0
         row.host_free_gb = host_free(s, p, h) / GB
         row.swap_free_gb = swap_free(s, p, h) / GB
-        row.link_gb_per_s = p.link_in_rate[g] / GB
+    for i in range(p.num_gpus * slots):
+        if s.inst_phase[i] == EMPTY:
+            continue
+        g = gpu_of(s, i)
+        gpus[g].free_slots -= 1.0
+        if s.num_seated[i] == 0:
+            continue
+        gpus[g].num_busy += 1.0
+        if p.units_on_gpu[s.inst_model[i], s.inst_level[i]] < p.num_units[s.inst_model[i]]:
+            for other in range(p.num_gpus):
+                gpus[other].host_busy += p.gpu_host[other] == p.gpu_host[g]
 
 
 @compiled
 def encode_models(s, p, models):
-    full = p.level_value.shape[0] - 1
+    """Returns the arrival rate of all models."""
+    total = 0.0
+    per_arrival = rate_per_arrival(s)
     for m in range(p.num_models):
         row = models[m]
         count = 0
         for g in range(p.num_gpus):
             count += s.inst_at[g, m] >= 0
-        row.present = 1.0
-        row.weights_gb = p.file_bytes[m] / GB
-        row.kv_gb_per_ktoken = 1000.0 * (p.kv_gpu_bytes[m, full] + p.kv_cpu_bytes[m, full]) / GB
         row.queued = s.model_queued[m]
         row.queued_weight = s.model_queued_weight[m]
         row.num_instances = count
-        row.arrivals_per_s = arrival_rate(s, m)
+        rate = s.model_arrivals[m] * per_arrival
+        row.arrivals_per_s = rate
+        total += rate
+    return total
 
 
 @compiled
-def encode_pairs(s, p, r, instances, pairs):
+def encode_pairs(s, p, r, instances, pairs, pairs_image):
+    width = pairs.shape[1] * words(pairs)
+    find_rows(s)
+    move_rows(s, pairs_image, width)
     for q in range(pairs.shape[0]):
-        if s.window[q] < 0:
-            break
+        j = s.window[q]
+        if j < 0:
+            if s.encoded_window[q] == -1:
+                break
+            clear(pairs_image, q, width)
+            continue
+        m = r[j].model
         for g in range(p.num_gpus):
-            encode_pair(s, p, r, r[s.window[q]], g, instances, pairs[q, g])
+            i = s.inst_at[g, m]
+            row = pairs[q, g]
+            if s.row_from[q] < 0 or s.stale[g, m] == 1:
+                encode_pair(s, p, r, r[j], g, instances, row)
+            elif i >= 0 and row.fits[s.inst_level[i]] == 1.0:
+                row.load_s[s.inst_level[i]] = instances[i].operation_left_s
+    fill(s.row_from, 0)  # a restored environment is the same to the last bit
+
+
+@compiled
+def find_rows(s):
+    """Where the image has the rows of the requests now in the window. Both windows are in order of arrival."""
+    slots = s.window.shape[0]
+    old = 0
+    for q in range(slots):
+        j = s.window[q]
+        if j < 0:
+            break
+        while old < slots and s.encoded_window[old] != -1 and s.encoded_window[old] < j:
+            old += 1
+        s.row_from[q] = old if old < slots and s.encoded_window[old] == j else -1
+
+
+@compiled
+def move_rows(s, image, width):
+    """Rows that move up first, then rows that move down: in the order of their sources nothing is overwritten too early."""
+    slots = s.window.shape[0]
+    for q in range(slots):
+        if s.window[q] >= 0 and s.row_from[q] > q:
+            copy_row(image, s.row_from[q], q, width)
+    for q in range(slots - 1, -1, -1):
+        if s.window[q] >= 0 and 0 <= s.row_from[q] < q:
+            copy_row(image, s.row_from[q], q, width)
+
+
+@compiled
+def copy_row(image, source, target, width):
+    for at in range(width):
+        image[target * width + at] = image[source * width + at]
 
 
 @compiled
@@ -226,16 +335,22 @@ def encode_pair(s, p, r, request, g, instances, row):
     m = request.model
     h = p.gpu_host[g]
     i = s.inst_at[g, m]
-    missing = p.file_bytes[m] - s.cache_valid[h, m]
+    start_s = p.init_s[m, g] + (p.file_bytes[m] - s.cache_valid[h, m]) / p.disk_cap[m, g]
+    encode_s = request.image_tokens * p.encode_s[m, g]
     mine = request.prompt_tokens + request.image_tokens + request.generated
     seated = 0
     others = 0
     if i >= 0:
         seated, others = seated_context(s, r, i)
     for k in range(p.level_value.shape[0]):
-        if p.level_valid[m, k] == 0 or not fits_empty(p, request, g, k):
+        fits = p.level_valid[m, k] == 1 and fits_empty(s, p, request, g, k)
+        row.fits[k] = 1.0 if fits else 0.0
+        if not fits:
+            row.load_s[k] = 0.0
+            row.prefill_s[k] = 0.0
+            row.token_s[k] = 0.0
+            row.gpu_need_gb[k] = 0.0
             continue
-        row.fits[k] = 1.0
         batch = 1
         context = mine + 0.5 * max(1.0, request.predicted_tokens - request.generated)
         if i >= 0 and s.inst_level[i] == k:
@@ -244,11 +359,11 @@ def encode_pair(s, p, r, request, g, instances, row):
             context += others
             row.gpu_need_gb[k] = kv_tokens_reserved(request) * p.kv_gpu_bytes[m, k] / GB
         else:
-            need = p.gpu_weight_bytes[m, k] + p.buffer_bytes[m] + kv_tokens_reserved(request) * p.kv_gpu_bytes[m, k]
+            need = footprint(s, p, g, m, k) + kv_tokens_reserved(request) * p.kv_gpu_bytes[m, k]
             row.gpu_need_gb[k] = need / GB
-            row.load_s[k] = p.init_s[m, g] + missing / p.disk_cap[m, g] + p.gpu_weight_bytes[m, k] / p.link_in_cap[m, g]
+            row.load_s[k] = start_s + p.gpu_weight_bytes[m, k] / p.link_in_cap[m, g]
         if request.saved_host == h:
             row.prefill_s[k] = p.save_s[g] + request.saved_tokens * p.kv_gpu_bytes[m, k] / p.kv_in_cap[g]
         else:
-            row.prefill_s[k] = prefill_seconds(p, m, g, k, mine) + request.image_tokens * p.encode_s[m, g]
+            row.prefill_s[k] = prefill_seconds(p, m, g, k, mine) + encode_s
         row.token_s[k] = decode_step(p, m, g, k, batch, context)

@@ -1,5 +1,7 @@
 """Bytes on GPUs and hosts. All integers, so that used + free = capacity exactly."""
 
+from math import floor
+
 from ..jit import compiled
 
 
@@ -13,6 +15,19 @@ def kv_tokens_reserved(request):
 def gpu_of(s, i):
     """GPU of instance i: instances are numbered GPU by GPU."""
     return i // (s.inst_model.shape[0] // s.gpu_used.shape[0])
+
+
+@compiled
+def footprint(s, p, g, m, k):
+    """Bytes an instance of model m at level k takes on GPU g, KV apart, as far as is known."""
+    return footprint_with(p, m, k, s.footprint_extra[g, m])
+
+
+@compiled
+def footprint_with(p, m, k, extra):
+    """Weights and compute buffer, and a share of them beyond the estimate."""
+    estimate = p.gpu_weight_bytes[m, k] + p.buffer_bytes[m]
+    return estimate if extra == 0.0 else estimate + int(floor(estimate * extra))  # noqa: RUF046 (Numba's floor is a float)
 
 
 @compiled
@@ -38,22 +53,39 @@ def pin_growth(s, p, h, m, cpu_weights):
 
 
 @compiled
+def mark(s, i):
+    """What policies see of instance i's model on its GPU has to be written anew."""
+    s.stale[gpu_of(s, i), s.inst_model[i]] = 1
+
+
+@compiled
+def set_valid(s, p, h, m, valid):
+    """Bytes of model m's weights read into host h's RAM: loads of it on the host's GPUs take another time."""
+    if valid == s.cache_valid[h, m]:
+        return
+    s.cache_valid[h, m] = valid
+    for g in range(p.num_gpus):
+        if p.gpu_host[g] == h:
+            s.stale[g, m] = 1
+
+
+@compiled
 def fits_new(s, p, request, g, k):
     """Is there memory now to load the request's model on GPU g at level k and serve the request?"""
     m = request.model
     tokens = kv_tokens_reserved(request)
     h = p.gpu_host[g]
-    gpu = p.gpu_weight_bytes[m, k] + p.buffer_bytes[m] + tokens * p.kv_gpu_bytes[m, k]
+    gpu = footprint(s, p, g, m, k) + tokens * p.kv_gpu_bytes[m, k]
     host = pin_growth(s, p, h, m, p.cpu_weight_bytes[m, k]) + tokens * p.kv_cpu_bytes[m, k]
     return gpu <= gpu_free(s, p, g) and host <= host_free(s, p, h)
 
 
 @compiled
-def fits_empty(p, request, g, k):
+def fits_empty(s, p, request, g, k):
     """Would the request and its model fit on GPU g at level k with nothing else there?"""
     m = request.model
     tokens = kv_tokens_reserved(request)
-    gpu = p.gpu_weight_bytes[m, k] + p.buffer_bytes[m] + tokens * p.kv_gpu_bytes[m, k]
+    gpu = footprint(s, p, g, m, k) + tokens * p.kv_gpu_bytes[m, k]
     host = p.cpu_weight_bytes[m, k] + tokens * p.kv_cpu_bytes[m, k]
     return gpu <= p.gpu_bytes[g] and host <= p.host_main_bytes[p.gpu_host[g]]
 
@@ -123,7 +155,7 @@ def shrink_cache(s, p, h, keep):
         if give <= 0:
             return  # only if a caller reserved more than it checked for: the invariant tests catch that
         s.cached[h, victim] -= give
-        s.cache_valid[h, victim] = min(s.cache_valid[h, victim], s.cached[h, victim])
+        set_valid(s, p, h, victim, min(s.cache_valid[h, victim], s.cached[h, victim]))
         excess -= give
 
 

@@ -34,9 +34,18 @@ from ..state import (
 )
 from .batching import resident_tokens
 from .logbook import record
-from .memory import admit_to_cache, gpu_of, kv_tokens_reserved, repin, shrink_cache
+from .memory import (
+    admit_to_cache,
+    footprint,
+    footprint_with,
+    gpu_of,
+    kv_tokens_reserved,
+    repin,
+    set_valid,
+    shrink_cache,
+)
 from .requests import free_seat, take_off
-from .transfers import clear_stages, stage_cap, stage_resource, start_unit
+from .transfers import clear_stages, seconds_after, stage_cap, stage_resource, start_unit
 
 # ---------------------------------------------------------------- running the stages of an operation
 
@@ -55,6 +64,7 @@ def next_stage(s, p, r, log, i):
     for stage in range(s.op_stage[i] + 1, NUM_STAGES):
         if s.stage_s[i, stage] > 0.0 or s.stage_bytes[i, stage] > 0:
             s.op_stage[i] = stage
+            s.op_rest_s[i] = seconds_after(s, p, i, stage)
             start_unit(
                 s,
                 i,
@@ -71,12 +81,15 @@ def next_stage(s, p, r, log, i):
 def end_stage(s, p, r, log, i):
     """The running stage of instance i's operation is over."""
     stage = s.op_stage[i]
+    if stage == STAGE_INIT and s.op[i] == OP_LOAD and not allocated(s, p, i):
+        fail_load(s, p, r, log, i)
+        return
     if stage == STAGE_SAVE and s.op[i] != OP_RESIZE:
         release_saved(s, p, r, log, i)
     elif stage == STAGE_DISK:
         h = p.gpu_host[gpu_of(s, i)]
         m = s.inst_model[i]
-        s.cache_valid[h, m] = s.cached[h, m]
+        set_valid(s, p, h, m, s.cached[h, m])
     next_stage(s, p, r, log, i)
 
 
@@ -121,7 +134,7 @@ def start_load(s, p, r, log, i, m, k):
     s.inst_at[g, m] = i
     s.inst_uses[i] = 0
     s.inst_used_s[i] = s.now
-    s.gpu_used[g] += p.gpu_weight_bytes[m, k] + p.buffer_bytes[m]
+    s.gpu_used[g] += footprint(s, p, g, m, k)
     s.inst_cpu_weights[i] = p.cpu_weight_bytes[m, k]
     repin(s, p, h, m)
     s.num_loads += 1
@@ -139,13 +152,46 @@ def fill_load_stages(s, p, i, g, h, m, k):
 
 
 @compiled
-def end_load(s, r, log, i):
-    s.inst_phase[i] = READY
-    s.inst_used_s[i] = s.now
+def allocated(s, p, i):
+    """The engine has started and asks for the true footprint: take it if it fits."""
+    g = gpu_of(s, i)
+    m = s.inst_model[i]
+    k = s.inst_level[i]
+    more = footprint_with(p, m, k, s.footprint_hidden[g, m]) - footprint(s, p, g, m, k)
+    if s.gpu_used[g] + more > p.gpu_bytes[g]:
+        return False
+    s.gpu_used[g] += more
+    s.footprint_extra[g, m] = s.footprint_hidden[g, m]
+    return True
+
+
+@compiled
+def fail_load(s, p, r, log, i):
+    """Out of memory: the requests go back to the queue, the instance is unloaded."""
+    g = gpu_of(s, i)
+    m = s.inst_model[i]
+    s.num_failed_loads += 1
+    wanted = footprint_with(p, m, s.inst_level[i], s.footprint_hidden[g, m])
+    record(s, log, events.LOAD_FAILED, -1, i, m, s.inst_level[i], wanted)
+    count_load_time(s, r, i)
+    start_evict(s, p, r, log, i)
+    s.decision = 1
+
+
+@compiled
+def count_load_time(s, r, i):
+    """The instance's bound requests have waited for its load until now."""
     for b in range(s.seat.shape[1]):
         j = s.seat[i, b]
         if j >= 0 and r[j].phase == BOUND:
             r[j].load_s += s.now - r[j].bound_s
+
+
+@compiled
+def end_load(s, r, log, i):
+    s.inst_phase[i] = READY
+    s.inst_used_s[i] = s.now
+    count_load_time(s, r, i)
     record(s, log, events.LOAD_END, -1, i, s.inst_model[i], s.inst_level[i], 0.0)
 
 
@@ -172,7 +218,8 @@ def end_evict(s, p, log, i):
     g = gpu_of(s, i)
     m = s.inst_model[i]
     record(s, log, events.UNLOAD_END, -1, i, m, s.inst_level[i], 0.0)
-    s.gpu_used[g] -= p.gpu_weight_bytes[m, s.inst_level[i]] + p.buffer_bytes[m]
+    s.gpu_used[g] -= footprint(s, p, g, m, s.inst_level[i])
+    s.footprint_extra[g, m] = s.footprint_hidden[g, m]  # news only after a load that failed
     s.inst_cpu_weights[i] = 0
     s.inst_at[g, m] = -1
     s.inst_phase[i] = EMPTY
@@ -231,10 +278,10 @@ def resize_holds(s, p, i, k, tokens):
     """Extra bytes (GPU, pinned weights, CPU-side KV, swap) a resize of instance i to level k needs until it ends."""
     m = s.inst_model[i]
     old = s.inst_level[i]
-    gpu = (
-        p.gpu_weight_bytes[m, k] - p.gpu_weight_bytes[m, old] + tokens * (p.kv_gpu_bytes[m, k] - p.kv_gpu_bytes[m, old])
-    )
-    pin = p.cpu_weight_bytes[m, k] - s.pinned[p.gpu_host[gpu_of(s, i)], m]
+    g = gpu_of(s, i)
+    gpu = footprint(s, p, g, m, k) - footprint(s, p, g, m, old)
+    gpu += tokens * (p.kv_gpu_bytes[m, k] - p.kv_gpu_bytes[m, old])
+    pin = p.cpu_weight_bytes[m, k] - s.pinned[p.gpu_host[g], m]
     kv = tokens * (p.kv_cpu_bytes[m, k] - p.kv_cpu_bytes[m, old])
     swap = 0 if p.resize_mode == MOVE else tokens * p.kv_gpu_bytes[m, old]
     return max(0, gpu), max(0, pin), max(0, kv), swap
@@ -299,7 +346,7 @@ def end_resize(s, p, r, log, i):
     old = s.inst_level[i]
     new = s.inst_new_level[i]
     tokens = seated_tokens(s, r, i)
-    s.gpu_used[g] += p.gpu_weight_bytes[m, new] - p.gpu_weight_bytes[m, old] - s.inst_hold_gpu[i]
+    s.gpu_used[g] += footprint(s, p, g, m, new) - footprint(s, p, g, m, old) - s.inst_hold_gpu[i]
     s.gpu_used[g] += tokens * (p.kv_gpu_bytes[m, new] - p.kv_gpu_bytes[m, old])
     s.host_kv[h] += tokens * (p.kv_cpu_bytes[m, new] - p.kv_cpu_bytes[m, old]) - s.inst_hold_kv[i]
     s.host_swap[h] -= s.inst_hold_swap[i]
@@ -309,7 +356,7 @@ def end_resize(s, p, r, log, i):
     s.inst_level[i] = new
     s.inst_cpu_weights[i] = p.cpu_weight_bytes[m, new]
     if p.resize_mode == MOVE:
-        s.cache_valid[h, m] = max(s.cache_valid[h, m], min(s.cached[h, m], s.inst_cpu_weights[i]))
+        set_valid(s, p, h, m, max(s.cache_valid[h, m], min(s.cached[h, m], s.inst_cpu_weights[i])))
     repin(s, p, h, m)
     s.inst_phase[i] = READY
     s.inst_used_s[i] = s.now

@@ -23,7 +23,7 @@ from . import waiting
 from .batching import resident_tokens, stop_soon
 from .costs import prefill_seconds
 from .logbook import record
-from .memory import drop_saved, gpu_of, reserve_kv, swap_free
+from .memory import drop_saved, gpu_of, mark, reserve_kv, swap_free
 from .transfers import link_in_resource, start_unit
 
 
@@ -89,6 +89,7 @@ def start_restores(s, p, r, log):
         g = gpu_of(s, i)
         m = s.inst_model[i]
         k = s.inst_level[i]
+        mark(s, i)
         r[oldest].phase = RESTORING
         s.restore_request[i] = oldest
         record(s, log, events.RESTORE_START, oldest, i, m, k, r[oldest].saved_tokens)

@@ -4,6 +4,7 @@ import numpy as np
 
 from ..jit import compiled, entry_point
 from .actions import apply, write_mask
+from .arrays import copy, fill
 from .clock import advance
 from .encoder import encode
 
@@ -38,7 +39,7 @@ def to_decision(s, p, r, log, moved):
             return False
         moved = True
     write_mask(s, p, r)
-    s.mask[:] = 0
+    fill(s.mask, 0)
     s.mask[0] = 1
     return True
 
@@ -60,7 +61,7 @@ def start(s, p):
 
 @compiled
 def decide(s, p, r, log, action, outcome):
-    s.terms[:] = 0.0
+    fill(s.terms, 0.0)
     s.num_steps += 1
     legal = 0 <= action < s.mask.shape[0] and s.mask[action] == 1
     outcome.illegal = 0 if legal else 1
@@ -82,40 +83,43 @@ def decide(s, p, r, log, action, outcome):
 
 
 @compiled
-def present(s, p, r, queue, instances, gpus, models, pairs, whole, flat, mask):
-    flat[:] = 0.0
-    encode(s, p, r, queue, instances, gpus, models, pairs, whole)
-    mask[:] = s.mask
+def present(s, p, r, queue, instances, gpus, models, pairs, whole, image, flat, mask):
+    """Bring the environment's image up to date and copy it into the learner's buffer."""
+    encode(s, p, r, queue, instances, gpus, models, pairs, whole, image)
+    copy(flat, image)
+    copy(mask, s.mask)
 
 
 @entry_point
-def reset_batch(state, params, requests, logs, queue, instances, gpus, models, pairs, whole, flat, mask):
+def reset_batch(state, params, requests, logs, queue, instances, gpus, models, pairs, whole, image, flat, mask):
     """Bring zeroed environments to their first decision point and write their observations."""
     for e in range(state.shape[0]):
         s = state[e]
         p = params[e % params.shape[0]]
         start(s, p)
         to_decision(s, p, requests[e], logs[e], False)
-        present(s, p, requests[e], queue[e], instances[e], gpus[e], models[e], pairs[e], whole[e], flat[e], mask[e])
+        blocks = queue[e], instances[e], gpus[e], models[e], pairs[e], whole[e]
+        present(s, p, requests[e], *blocks, image[e], flat[e], mask[e])
 
 
 @entry_point
 def step_batch(
-    state, params, requests, logs, actions, outcomes, queue, instances, gpus, models, pairs, whole, flat, mask
+    state, params, requests, logs, actions, outcomes, queue, instances, gpus, models, pairs, whole, image, flat, mask
 ):
     """Take one action in every environment, run to its next decision point and write its observation."""
     for e in range(state.shape[0]):
         s = state[e]
         p = params[e % params.shape[0]]
         decide(s, p, requests[e], logs[e], actions[e], outcomes[e])
-        present(s, p, requests[e], queue[e], instances[e], gpus[e], models[e], pairs[e], whole[e], flat[e], mask[e])
+        blocks = queue[e], instances[e], gpus[e], models[e], pairs[e], whole[e]
+        present(s, p, requests[e], *blocks, image[e], flat[e], mask[e])
 
 
 @entry_point
-def present_batch(state, params, requests, queue, instances, gpus, models, pairs, whole, flat, mask):
-    """Write the observations of environments as they stand, after their records have been put back."""
+def present_batch(state, params, requests, queue, instances, gpus, models, pairs, whole, image, flat, mask):
+    """Write the observations of environments as they stand, all of them: their records have been put back."""
     for e in range(state.shape[0]):
         p = params[e % params.shape[0]]
-        present(
-            state[e], p, requests[e], queue[e], instances[e], gpus[e], models[e], pairs[e], whole[e], flat[e], mask[e]
-        )
+        state[e].encoded = 0
+        blocks = queue[e], instances[e], gpus[e], models[e], pairs[e], whole[e]
+        present(state[e], p, requests[e], *blocks, image[e], flat[e], mask[e])

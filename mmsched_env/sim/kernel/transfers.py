@@ -165,20 +165,23 @@ def clear_stages(s, i):
 
 
 @compiled
-def operation_left(s, p, i):
-    """Seconds until instance i's operation ends if nothing else used the disk and the links."""
-    if s.unit_phase[i] == UNIT_IDLE:
-        return 0.0
-    stage = s.op_stage[i]
-    if s.unit_phase[i] == UNIT_DELAY:
-        total = s.unit_end[i] - s.now
-        if s.unit_bytes[i] > 0:
-            total += s.unit_bytes[i] / s.unit_cap[i]
-    else:
-        done = s.unit_rate[i] * (s.now - s.unit_since[i])
-        total = max(0.0, s.unit_left[i] - done) / s.unit_cap[i]
+def seconds_after(s, p, i, stage):
+    """Seconds of the stages of instance i's operation after `stage`, if nothing else used the disk and the links."""
+    total = 0.0
     for later in range(stage + 1, NUM_STAGES):
         total += s.stage_s[i, later]
         if s.stage_bytes[i, later] > 0:
             total += s.stage_bytes[i, later] / stage_cap(s, p, i, later)
     return total
+
+
+@compiled
+def operation_left(s, i):
+    """Seconds until instance i's operation ends if nothing else used the disk and the links."""
+    if s.unit_phase[i] == UNIT_IDLE:
+        return 0.0
+    if s.unit_phase[i] == UNIT_DELAY:
+        bytes_s = s.unit_bytes[i] / s.unit_cap[i] if s.unit_bytes[i] > 0 else 0.0
+        return s.unit_end[i] - s.now + bytes_s + s.op_rest_s[i]
+    done = s.unit_rate[i] * (s.now - s.unit_since[i])
+    return max(0.0, s.unit_left[i] - done) / s.unit_cap[i] + s.op_rest_s[i]

@@ -9,6 +9,7 @@ from math import exp
 from ..jit import compiled
 from ..state import QUEUED
 
+GONE = -2
 RATE_WINDOW_S = 60.0
 """time constant of the per-model arrival rate estimate"""
 
@@ -54,6 +55,9 @@ def remove(s, r, j):
         r[after].previous = before
     r[j].previous = -1
     r[j].next = -1
+    for q in range(s.encoded_window.shape[0]):
+        if s.encoded_window[q] == j:
+            s.encoded_window[q] = GONE
     s.queue_length -= 1
     s.model_queued[r[j].model] -= 1
     s.model_queued_weight[r[j].model] -= r[j].weight
@@ -70,11 +74,15 @@ def fill_window(s, r):
 
 @compiled
 def count_arrival(s, m):
-    """Exponentially decayed count of the model's arrivals: a rate estimate once divided by RATE_WINDOW_S."""
-    s.model_arrivals[m] = s.model_arrivals[m] * exp((s.model_rate_s[m] - s.now) / RATE_WINDOW_S) + 1.0
-    s.model_rate_s[m] = s.now
+    """Exponentially decayed counts of the models' arrivals: rate estimates once divided by RATE_WINDOW_S."""
+    decay = exp((s.arrivals_s - s.now) / RATE_WINDOW_S)
+    for other in range(s.model_arrivals.shape[0]):
+        s.model_arrivals[other] *= decay
+    s.model_arrivals[m] += 1.0
+    s.arrivals_s = s.now
 
 
 @compiled
-def arrival_rate(s, m):
-    return s.model_arrivals[m] * exp((s.model_rate_s[m] - s.now) / RATE_WINDOW_S) / RATE_WINDOW_S
+def rate_per_arrival(s):
+    """What the counts are to be multiplied with now."""
+    return exp((s.arrivals_s - s.now) / RATE_WINDOW_S) / RATE_WINDOW_S
