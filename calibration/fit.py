@@ -1,35 +1,36 @@
 """Measurements -> GPU and host profiles.
 
-Run as ``fit.main([])``. Reads mmsched_env/data/measurements, writes mmsched_env/data/profiles/{gpus,hosts}, prints what
-it fitted with the error on measurements left out of the fit. Same tables in, same bytes out.
+Reads mmsched_env/data/measurements, writes mmsched_env/data/profiles/{gpus,hosts}, prints what it fitted with the error
+on measurements left out of the fit. Same tables in, same bytes out.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from mmsched_env.costmodel.number import Curve, Number
 from mmsched_env.costmodel.profile import PROFILES, FitError, GpuProfile, HostProfile
 
-from .evidence import gather
-from .gpus import gpu_profile
-from .hosts import host_profiles
+from .atomic import write_atomic
+from .evidence import (
+    Error,
+    Evidence,
+    architecture,
+    batch_series,
+    decode_left_out,
+    gather,
+    prefill_left_out,
+    repeats,
+)
+from .gpus import gpu_profile, profiled
+from .hosts import BOXES, host_profiles
+from .work import Work
 
 MEASUREMENTS = PROFILES.parent / "measurements"
-
-GPUS = {
-    "rtx-a6000-48gb": "RTX A6000",
-    "rtx-5000-ada-32gb": "RTX 5000 Ada",
-    "rtx-4090-24gb": "RTX 4090",
-    "rtx-3090-24gb": "RTX 3090",
-    "rtx-5060-ti-16gb": "RTX 5060 Ti",
-    "rtx-3060-12gb": "RTX 3060",
-    "h100-pcie-80gb": "H100 PCIe",
-}
-"""profile name -> name in the measurement tables"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,12 +52,79 @@ def fit_all(measurements: Path) -> list[tuple[str, GpuProfile | HostProfile]]:
     Raises
     ------
     ConfigError
-        A measurement table that is missing, empty or has a cell that is no number.
+        A measurement table that is missing, empty or has a cell that cannot be used.
     """
     found = gather(measurements)
-    gpus = [("gpu", gpu_profile(name, label, found)) for name, label in GPUS.items()]
-    hosts = [("host", profile) for profile in host_profiles(found)]
+    by_gpu, by_box = gpu_errors(found), host_errors(found)
+    gpus = [("gpu", gpu_profile(name, found, by_gpu.get(name, {}))) for name in profiled(found)]
+    hosts = [("host", profile) for profile in host_profiles(found, by_box)]
     return [*gpus, *hosts]
+
+
+def gpu_errors(found: Evidence) -> dict[str, dict[str, FitError]]:
+    """Stated errors of every measured GPU: its rows of one model, predicted from its other models and the other GPUs."""
+
+    def pair(item: Work) -> object:
+        return (item.gpu, architecture(item)) if item.gpu and item.resident else None
+
+    shared = {"batch": _batch_error(found), "load": found.loads.error}
+    errors: dict[str, dict[str, FitError]] = {}
+    for law, left, inside in (
+        ("decode", decode_left_out(found, found.decodes, pair), found.decode_seconds),
+        ("prefill", prefill_left_out(found, found.prefills, pair), found.prefill_seconds),
+    ):
+        for gpu in dict.fromkeys(item.gpu for item, _ in left):
+            own = [(item, error) for item, error in left if item.gpu == gpu]
+            models = len({architecture(item) for item, _ in own})
+            what = "one model on this GPU" if models > 1 else "its only model: predicted from the data sheet"
+            assert gpu
+            errors.setdefault(gpu, {})[law] = _error(own, [inside(i) / i.seconds - 1 for i, _ in own], what)
+    return {gpu: laws | shared for gpu, laws in errors.items()}
+
+
+def host_errors(found: Evidence) -> dict[str, dict[str, FitError]]:
+    """Stated errors of every machine with a profile: each setting of its sweep left out."""
+    boxes = {box.box for box in BOXES.values()}
+
+    def setting(item: Work) -> object:
+        row = item.row
+        return (item.box, row.n_gpu_layers) if item.box in boxes else None
+
+    left = repeats(decode_left_out(found, found.decodes, setting))
+    errors = {}
+    for box in dict.fromkeys(item.box for item, _ in left):
+        own = [(item, error) for item, error in left if item.box == box]
+        inside = [found.decode_seconds(i) / i.seconds - 1 for i, _ in own]
+        errors[box] = {"decode": _error(own, inside, "one n_gpu_layers setting")}
+    return errors
+
+
+def _error(left: Sequence[Error], inside: Sequence[float], what: str) -> FitError:
+    absolute = np.abs([error for _, error in left])
+    return FitError(
+        len(left), float(np.median(np.abs(inside))), float(np.median(absolute)), float(absolute.max()), what
+    )
+
+
+def _batch_error(found: Evidence) -> FitError:
+    """Each series' step times from the mean of the others, where they have the batch size."""
+    series = batch_series(found.rows, found.decode, found.specs)
+    table = found.batch_gpu[0]
+    inside = [table[b] / t - 1 for s in series for b, t in s.items() if b > 1]
+    left = []
+    for one in series:
+        for batch, step in one.items():
+            others = [np.log(s[batch]) for s in series if s is not one and batch in s]
+            if batch > 1 and others:
+                left.append(float(np.exp(np.mean(others)) / step - 1))
+    rows = sum(len(s) for s in series)
+    return FitError(
+        rows,
+        float(np.median(np.abs(inside))),
+        float(np.median(np.abs(left))),
+        float(np.max(np.abs(left))),
+        "one series",
+    )
 
 
 def summary(profile: GpuProfile | HostProfile) -> str:
@@ -86,19 +154,8 @@ def to_yaml(kind: str, profile: GpuProfile | HostProfile) -> str:
             lines.append(f"  {key}: {_inline(value)}")
     lines.append("errors:" if profile.errors else "errors: {}")
     for key, error in profile.errors.items():
-        lines.append(f"  {key}: {_error(error)}")
+        lines.append(f"  {key}: {_stated(error)}")
     return "\n".join(lines) + "\n"
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Replace `path` in one step, so that a reader never sees half a profile."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".tmp{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _inline(number: Number | Curve) -> str:
@@ -107,10 +164,11 @@ def _inline(number: Number | Curve) -> str:
     else:
         value = _digits(number.value)
     source = number.source.replace('"', "'")
-    return f'{{value: {value}, unit: {number.unit}, provenance: {number.provenance}, source: "{source}"}}'
+    spread = "" if number.spread is None else f", spread: {number.spread:.3f}"
+    return f'{{value: {value}, unit: {number.unit}, provenance: {number.provenance}, source: "{source}"{spread}}}'
 
 
-def _error(error: FitError) -> str:
+def _stated(error: FitError) -> str:
     shares = ", ".join(f"{key}: {getattr(error, key):.4f}" for key in ("in_sample", "leave_out", "worst"))
     return f'{{rows: {error.rows}, {shares}, left_out: "{error.left_out}"}}'
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mmsched_env.errors import ConfigError, unknown_name
@@ -22,6 +22,8 @@ class Number:
     unit: str
     provenance: str
     source: str
+    spread: float | None = None
+    """relative standard error; None: not known"""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,23 @@ class Curve:
     unit: str
     provenance: str
     source: str
+    spread: float | None = None
+    """relative standard error of every knot but the first; None: not known"""
+
+
+MOST_DEVIATIONS = 2.0
+"""standard errors that a drawn figure is at most off by"""
+
+
+def drawn(figure: Number | Curve, deviations: float) -> Number | Curve:
+    """The figure, off by `deviations` of its standard error (log-normally, so that it stays positive).
+
+    A figure without a stated error is as it is. Of a curve the first knot stays, it is 1 by definition.
+    """
+    factor = math.exp((figure.spread or 0.0) * max(-MOST_DEVIATIONS, min(MOST_DEVIATIONS, deviations)))
+    if isinstance(figure, Curve):
+        return replace(figure, value=tuple((batch, 1 + (time - 1) * factor) for batch, time in figure.value))
+    return replace(figure, value=figure.value * factor)
 
 
 def number_or_curve(kind: Any, unit: str, data: Any, where: str) -> Number | Curve | dict[str, Number]:
@@ -53,7 +72,7 @@ def _number(data: dict[str, Any], unit: str, where: str) -> Number:
     # A rate of zero would be a division by zero; a duration of zero is a fair fit.
     if not good or (value == 0 and unit != "s"):
         raise ConfigError(f"{where}.value is {value!r}; accepted: a finite number {'>=' if unit == 's' else '>'} 0")
-    return Number(float(value), unit, data["provenance"], data["source"])
+    return Number(float(value), unit, data["provenance"], data["source"], data.get("spread"))
 
 
 def _curve(data: dict[str, Any], unit: str, where: str) -> Curve:
@@ -67,16 +86,19 @@ def _curve(data: dict[str, Any], unit: str, where: str) -> Curve:
         raise ConfigError(
             f"{where}.value is {data['value']!r}; accepted: [batch, relative time] pairs rising from [1, 1]"
         )
-    return Curve(knots, unit, data["provenance"], data["source"])
+    return Curve(knots, unit, data["provenance"], data["source"], data.get("spread"))
 
 
 def _check_number(data: Any, unit: str, where: str) -> None:
     if not isinstance(data, dict):
         raise ConfigError(f"{where} is {data!r}; accepted: value, unit, provenance and source")
     keys = {"value", "unit", "provenance", "source"}
-    check_keys(data, keys, keys, where)
+    check_keys(data, keys, keys | {"spread"}, where)
     if data["unit"] != unit:
         raise ConfigError(f"{where}.unit is {data['unit']!r}; accepted: {unit}")
+    spread = data.get("spread", 0.0)
+    if not isinstance(spread, (int, float)) or isinstance(spread, bool) or not 0 <= spread < math.inf:
+        raise ConfigError(f"{where}.spread is {spread!r}; accepted: a finite relative standard error >= 0")
     check_origin(data, where)
 
 

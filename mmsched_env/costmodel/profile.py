@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,10 +15,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
+import numpy as np
+
 from mmsched_env.config import build
 from mmsched_env.errors import ConfigError, unknown_name
 
-from .number import PROVENANCES, Curve, Number, check_keys, check_origin, number_or_curve
+from .number import PROVENANCES, Curve, Number, check_keys, check_origin, drawn, number_or_curve
 from .shapes import RECIPES, Architecture, Vision
 
 PROFILES = Path(__file__).parent.parent / "data" / "profiles"
@@ -49,16 +52,28 @@ class GpuProfile:
     kv_read: Annotated[Number, "B/s"]
     layer_s: Annotated[Number, "s"]
     """launch overhead of one resident layer in one iteration"""
+    layer_eager_s: Annotated[Number, "s"]
+    """the same in engines that launch each kernel anew (llama.cpp before June 2024): to judge old measurements"""
+    linear_launch: Annotated[Number, "relative"]
+    """launch overhead of a layer with linear attention, over that of a plain one"""
+    expert_launch: Annotated[Number, "relative"]
+    """what choosing and gathering experts adds to a layer's launch overhead, over that of a plain one"""
     hybrid_s: Annotated[Number, "s"]
     """constant of an iteration with layers on both sides"""
+    expert_entry_s: Annotated[Number, "s"]
+    """constant of a layer whose experts alone are on the CPU"""
     cpu_only_s: Annotated[Number, "s"]
     """constant of an iteration with no layer on the GPU"""
     batch: Annotated[Curve, "relative"]
     compute: Annotated[dict[str, Number], "FLOP/s"]
     """prefill arithmetic, by quantisation"""
+    expert_compute: Annotated[Number, "relative"]
+    """prefill arithmetic of a mixture of experts, over that of a dense model"""
     width_exponent: Annotated[Number, "relative"]
     """how the prefill rate grows with the model's width: power of hidden / 4096 (wide matrices use a GPU better)"""
     attention: Annotated[Number, "FLOP/s"]
+    attention_eager: Annotated[Number, "FLOP/s"]
+    """the same without flash attention: to judge old measurements"""
     stream: Annotated[Number, "B/s"]
     """weights of CPU layers streamed to the GPU in prefill"""
     stream_min_tokens: Annotated[Number, "tokens"]
@@ -85,6 +100,8 @@ class HostProfile:
     ram: Annotated[Number, "B"]
     read: Annotated[Number, "B/s"]
     """weights of CPU layers read in decode"""
+    linear_layer_s: Annotated[Number, "s"]
+    """what a layer with linear attention costs on the CPU besides its weights"""
     kv_read: Annotated[Number, "B/s"]
     compute: Annotated[Number, "FLOP/s"]
     batch: Annotated[Curve, "relative"]
@@ -146,6 +163,19 @@ def load_gpu(name: str, root: Path = PROFILES) -> GpuProfile:
 def load_host(name: str, root: Path = PROFILES) -> HostProfile:
     """Host profile `name`. Raises ConfigError for an unknown name or a bad file."""
     return _load(HostProfile, "host", name, root)
+
+
+def draw(profile: Profile, rng: np.random.Generator) -> Profile:
+    """The profile with every figure off by a draw of its own, in the order of the dataclass: one normal number each,
+    whether the figure states an error or not."""
+    values: dict[str, Any] = {}
+    for key in _spec(type(profile)):
+        value = getattr(profile, key)
+        if isinstance(value, dict):
+            values[key] = {name: drawn(number, rng.standard_normal()) for name, number in value.items()}
+        else:
+            values[key] = drawn(value, rng.standard_normal())
+    return dataclasses.replace(profile, **values)
 
 
 def load_model(name: str, root: Path = PROFILES) -> ModelProfile:
@@ -222,10 +252,29 @@ def _stems(kind: str, root: Path) -> list[str]:
 
 
 def _path(kind: str, name: str, root: Path) -> Path:
-    path = _folder(kind, root) / f"{name}.yaml"
-    if name not in _stems(kind, root):
-        raise unknown_name(f"{kind} profile", name, _stems(kind, root))
-    return path
+    return _folder(kind, root) / f"{full_name(kind, name, _stems(kind, root))}.yaml"
+
+
+def full_name(kind: str, name: str, known: list[str]) -> str:
+    """The profile a name stands for: its own, or a short one without dashes and memory (rtx4090: rtx-4090-24gb).
+
+    Raises
+    ------
+    ConfigError
+        A name that stands for none, or for several (a100pcie: there are two, with 40 and 80 GB).
+    """
+    if name in known:
+        return name
+    meant = [stem for stem in known if _plain(name) in (_plain(stem), _plain(re.sub(r"-\d+gb$", "", stem)))]
+    if len(meant) > 1:
+        raise ConfigError(f"{kind} profile '{name}' is one of several; accepted: {', '.join(meant)}")
+    if not meant:
+        raise unknown_name(f"{kind} profile", name, known)
+    return meant[0]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def _architecture_of(name: str, root: Path) -> str:
@@ -264,6 +313,7 @@ def _parse(path: Path, _changed_ns: int) -> dict[str, Any]:
 
 def _load(cls: type[Profile], kind: str, name: str, root: Path) -> Profile:
     path = _path(kind, name, root)
+    name = path.stem
     data = _read(path)
     keys = {"kind", "name", "numbers", "errors"}
     check_keys(data, keys, keys, path.name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,7 @@ def units(model: ModelProfile) -> int:
     return model.architecture.layers + (0 if model.architecture.experts else 1)
 
 
+@lru_cache(maxsize=4096)
 def sides(model: ModelProfile, on_gpu: int) -> tuple[Side, Side]:
     """What the GPU and the host have with the first `on_gpu` units on the GPU."""
     return _expert_sides(model, on_gpu) if model.architecture.experts else _layer_sides(model, on_gpu)
@@ -106,7 +108,8 @@ def decode_costs(model: ModelProfile, gpu: GpuProfile, host: HostProfile, on_gpu
         "gpu_base": on_gpu_side.read / read,
         "gpu_head": on_gpu_side.head / read,
         "gpu_kv": gpu_kv / gpu.kv_read.value,
-        "cpu_base": on_cpu_side.read / host.read.value,
+        "cpu_base": on_cpu_side.read / host.read.value
+        + on_cpu_side.launched * _linear_share(model) * host.linear_layer_s.value,
         "cpu_head": on_cpu_side.head / host.read.value,
         "cpu_kv": cpu_kv / host.kv_read.value,
     }
@@ -121,6 +124,7 @@ def prefill_costs(model: ModelProfile, gpu: GpuProfile, host: HostProfile, on_gp
     arch = model.architecture
     here, there = sides(model, on_gpu)
     compute = _rate(gpu.compute, model, gpu.name) * (arch.hidden / REFERENCE_WIDTH) ** gpu.width_exponent.value
+    compute *= gpu.expert_compute.value if arch.experts else 1.0
     pair_s = arch.attention_flops / gpu.attention.value
     # Attention of a CPU layer runs on the GPU too; its KV cache crosses the link once per chunk.
     kv_copy_s = arch.kv_layer_bytes / (gpu.stream.value * UBATCH)
@@ -175,13 +179,25 @@ def level_units(level: float, num_units: int) -> int:
 
 def _iteration_constant(model: ModelProfile, gpu: GpuProfile, on_gpu: int) -> float:
     """Launches, and entering the CPU: once for all layers there, but for each layer whose experts alone are there."""
+    launches = sides(model, on_gpu)[0].launched * launch_s(model, gpu)
     if model.architecture.experts:
-        entries = units(model) - on_gpu
-    elif on_gpu == 0:
+        return launches + (units(model) - on_gpu) * gpu.expert_entry_s.value
+    if on_gpu == 0:
         return gpu.cpu_only_s.value
-    else:
-        entries = int(on_gpu < units(model))
-    return entries * gpu.hybrid_s.value + sides(model, on_gpu)[0].launched * gpu.layer_s.value
+    return launches + (gpu.hybrid_s.value if on_gpu < units(model) else 0.0)
+
+
+def launch_s(model: ModelProfile, gpu: GpuProfile) -> float:
+    """Seconds of launches of a layer of the model, mean over its kinds of layers."""
+    linear = _linear_share(model)
+    kinds = 1 - linear + linear * gpu.linear_launch.value
+    return gpu.layer_s.value * (kinds + (gpu.expert_launch.value if model.architecture.experts else 0.0))
+
+
+def _linear_share(model: ModelProfile) -> float:
+    """Share of the layers with linear attention."""
+    arch = model.architecture
+    return arch.linear.layers / arch.layers if arch.linear else 0.0
 
 
 def _rate(rates: dict[str, Number], model: ModelProfile, gpu: str) -> float:

@@ -6,8 +6,17 @@ from dataclasses import dataclass
 
 from mmsched_env.errors import ConfigError
 
-BITS_PER_WEIGHT = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5, "q4_k": 4.5, "q5_k": 5.5, "q6_k": 6.5625}
-"""GGUF block layouts: bytes of a block with its scales, over the weights in it."""
+BITS_PER_WEIGHT = {
+    "f16": 16.0,
+    "q8_0": 8.5,
+    "q6_k": 6.5625,
+    "q5_k": 5.5,
+    "q4_k": 4.5,
+    "q4_0": 4.5,
+    "iq4_xs": 4.25,
+    "mxfp4": 4.25,
+}
+"""GGUF block layouts: bits of a block with its scales, over the weights in it."""
 
 
 @dataclass(frozen=True)
@@ -16,17 +25,22 @@ class Recipe:
 
     base: str
     important: str
-    """attention value and FFN down projection in the layers that `_important_layers` picks"""
+    """attention value and FFN down projection in the layers that `important_layer` picks"""
     head: str
     embedding: str
+    experts: str = ""
+    """routed experts, where they are not stored as `base` and `important` say"""
 
 
 RECIPES = {
     "f16": Recipe("f16", "f16", "f16", "f16"),
     "q8_0": Recipe("q8_0", "q8_0", "q8_0", "q8_0"),
-    "q4_0": Recipe("q4_0", "q4_0", "q6_k", "q4_0"),
-    "q4_k_m": Recipe("q4_k", "q6_k", "q6_k", "q4_k"),
+    "q6_k": Recipe("q6_k", "q6_k", "q6_k", "q6_k"),
     "q5_k_m": Recipe("q5_k", "q6_k", "q6_k", "q5_k"),
+    "q4_k_m": Recipe("q4_k", "q6_k", "q6_k", "q4_k"),
+    "q4_0": Recipe("q4_0", "q4_0", "q6_k", "q4_0"),
+    "iq4_xs": Recipe("iq4_xs", "iq4_xs", "q6_k", "iq4_xs"),
+    "mxfp4": Recipe("q8_0", "q8_0", "q8_0", "q8_0", experts="mxfp4"),
 }
 
 
@@ -164,6 +178,9 @@ class Architecture:
 
     def expert_bytes(self, quant: str) -> float:
         """Mean bytes of one expert of one layer: two thirds of the base type, the down projection of the finer one."""
+        recipe = RECIPES[quant]
+        if recipe.experts:
+            return self._expert_weights * BITS_PER_WEIGHT[recipe.experts] / 8
         base, important = self._bits(quant)
         return self._expert_weights / 3 * (2 * base + important) / 8
 
@@ -208,6 +225,10 @@ class Vision:
 
 
 def _important_layers(layers: int) -> int:
-    """Layers that llama.cpp's mixed quantisations store more finely: first and last eighth, every third between."""
+    return sum(important_layer(i, layers) for i in range(layers))
+
+
+def important_layer(i: int, layers: int) -> bool:
+    """Does llama.cpp's mixed quantisation store layer i more finely? First and last eighth, every third between."""
     eighth = layers // 8
-    return sum(i < eighth or i >= 7 * layers // 8 or (i - eighth) % 3 == 2 for i in range(layers))
+    return i < eighth or i >= 7 * layers // 8 or (i - eighth) % 3 == 2

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from mmsched_env.config import ClusterConfig, ModelsConfig
 from mmsched_env.errors import ConfigError
+from mmsched_env.workload.source import stream
 
 from . import roofline
-from .profile import GpuProfile, HostProfile, ModelProfile, load_gpu, load_host, load_model
+from .profile import GpuProfile, HostProfile, ModelProfile, draw, load_gpu, load_host, load_model
 
 NUM_KNOTS = 4
 """entries of the depth tables; unused knots are at infinity"""
@@ -99,16 +100,31 @@ class CostTables:
     stream_min_tokens: IntArray  # [G] prompts at least this long are streamed (a very large number: never)
 
 
-def build_tables(cluster: ClusterConfig, models: ModelsConfig, levels: tuple[float, ...], max_batch: int) -> CostTables:
+def build_tables(
+    cluster: ClusterConfig,
+    models: ModelsConfig,
+    levels: tuple[float, ...],
+    max_batch: int,
+    seed: int | None = None,
+) -> CostTables:
     """Cost arrays of a cluster serving `models`, unpadded: M, G, K = len(levels), B = max_batch, H.
+
+    With a `seed`, every figure of a profile is off by what the profile says it may be, drawn from the seed's stream
+    "costs": once for each profile, since two cards of a kind share what is wrong with it.
 
     Raises
     ------
     ConfigError
         A profile that is unknown or bad, or a model that fits on no GPU at any level.
     """
-    gpus = [load_gpu(name) for name in cluster.gpus]
-    hosts = [load_host(name) for name in cluster.hosts]
+    by_gpu = {name: load_gpu(name) for name in sorted(set(cluster.gpus))}
+    by_host = {name: load_host(name) for name in sorted(set(cluster.hosts))}
+    if seed is not None:
+        rng = stream(seed, "costs")
+        by_gpu = {name: draw(gpu, rng) for name, gpu in by_gpu.items()}
+        by_host = {name: draw(host, rng) for name, host in by_host.items()}
+    gpus = [by_gpu[name] for name in cluster.gpus]
+    hosts = [by_host[name] for name in cluster.hosts]
     loaded = [load_model(name) for name in models.names]
     per_gpu = list(zip(gpus, (hosts[h] for h in cluster.gpu_hosts), strict=True))
     tables = CostTables(

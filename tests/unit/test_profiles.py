@@ -29,7 +29,19 @@ def test_parameter_count_matches_the_published_one(name: str) -> None:
     [
         ("qwen2.5-14b-q4_k_m", 8.37),  # stated by sweep S08
         ("qwen2.5-32b-q4_k_m", 18.50),  # S07
-        ("qwen3-30b-a3b-q4_k_m", 17.35),  # github.com/Wesley-Jakob-Gilbert/Intel-Arc-GPU-Benchmarks
+        # github.com/Wesley-Jakob-Gilbert/Intel-Arc-GPU-Benchmarks
+        ("qwen3-30b-a3b-q4_k_m", 17.35),
+        ("llama-3-8b-q5_k_m", 5.33),
+        ("llama-3-8b-q8_0", 7.95),
+        ("qwen3-8b-q4_k_m", 4.68),
+        ("qwen3-14b-q4_k_m", 8.38),
+        ("gemma-3-12b-q4_k_m", 6.79),
+        ("gemma-3-27b-q4_k_m", 15.40),
+        ("mistral-small-24b-q4_k_m", 13.34),
+        ("glm-4-32b-q4_k_m", 18.32),
+        ("qwen3-32b-q4_k_m", 18.40),
+        ("gpt-oss-20b-mxfp4", 11.27),
+        ("gpt-oss-120b-mxfp4", 59.02),
     ],
 )
 def test_file_size_matches_the_measured_one(name: str, gib: float) -> None:
@@ -86,13 +98,52 @@ def test_every_number_says_where_it_comes_from() -> None:
 def test_measured_gpus_state_a_left_out_error() -> None:
     for name in ("rtx-a6000-48gb", "rtx-5000-ada-32gb", "rtx-4090-24gb", "rtx-3090-24gb", "h100-pcie-80gb"):
         errors = profile.load_gpu(name).errors
-        assert errors["decode"].leave_out < 0.03 and errors["prefill"].leave_out < 0.05, name
+        assert errors["decode"].leave_out < 0.08 and errors["prefill"].leave_out < 0.25, name
     assert "decode" not in profile.load_gpu("rtx-3060-12gb").errors, "nobody measured it"
+
+
+def test_figures_that_were_fitted_state_a_standard_error() -> None:
+    for name in NAMES["gpu"]:
+        gpu = profile.load_gpu(name)
+        for number in (gpu.layer_s, gpu.kv_read, gpu.hybrid_s, *gpu.read.values(), *gpu.compute.values()):
+            assert number.spread is not None and 0 < number.spread < 1, name
+    measured, unknown = (profile.load_gpu(name).read["q4_k_m"] for name in ("rtx-3090-24gb", "rtx-3060-12gb"))
+    assert measured.spread is not None and unknown.spread is not None and unknown.spread > 3 * measured.spread
+
+
+def test_the_catalogue_is_wide() -> None:
+    shapes = {name.rsplit("-", 1)[0] for name in NAMES["model"]}
+    models = {
+        shape: profile.load_model(next(n for n in NAMES["model"] if n.startswith(f"{shape}-"))) for shape in shapes
+    }
+    assert len(NAMES["gpu"]) >= 20 and len(shapes) >= 25
+    assert sum(model.vision is not None for model in models.values()) >= 3
+    assert sum(model.architecture.experts is not None for model in models.values()) >= 3
+    assert min(m.params for m in models.values()) < 0.6e9 and max(m.params for m in models.values()) > 230e9
+
+
+@pytest.mark.parametrize(
+    ("short", "full"),
+    [
+        ("rtx4090", "rtx-4090-24gb"),
+        ("RTX 4090", "rtx-4090-24gb"),
+        ("rtx-4090", "rtx-4090-24gb"),
+        ("a100pcie80gb", "a100-pcie-80gb"),
+    ],
+)
+def test_short_names_stand_for_one_profile(short: str, full: str) -> None:
+    assert profile.load_gpu(short) == profile.load_gpu(full)
+    assert profile.profile_hash([short], [], []) == profile.profile_hash([full], [], [])
+
+
+def test_short_name_of_two_profiles_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"'a100pcie' is one of several; accepted: a100-pcie-40gb, a100-pcie-80gb"):
+        profile.load_gpu("a100pcie")
 
 
 def test_unknown_name_offers_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'rtx-4090-24gb'"):
-        profile.load_gpu("rtx-4090")
+        profile.load_gpu("rtx-4099")
     with pytest.raises(ConfigError, match="did you mean 'llama-3-8b-q4_k_m'"):
         profile.load_model("llama-3-8b-q4_k")
 

@@ -1,0 +1,12 @@
+"""`mmsched calibrate measure`: what one box can do, measured on it.
+
+points.py       what to measure: a point is one figure, a preset is a list of them
+backend.py      what an engine must offer; llama_cpp.py and torch_backend.py offer it
+disturbance.py  what else the box did beside a sample
+runner.py       rounds of samples in random order, redone where disturbed, kept where they end
+results.py      the file of samples, appended to, and the lock of its folder
+rows.py         samples to rows of the measurement schema
+profiles.py     rows to a GPU and a host profile
+machine.py      the box in words
+command.py      the command
+"""

@@ -1,0 +1,306 @@
+"""`mmsched calibrate measure key=value ...`"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmsched_env.config import build
+from mmsched_env.errors import ConfigError, MmschedError, unknown_name
+
+from .. import schema
+from ..atomic import write_atomic
+from . import machine, profiles
+from .backend import Backend
+from .points import PRESETS, preset_of
+from .results import Results, Sample, locked
+from .rows import Figures, figures, rows
+from .runner import Rules, Run, drift
+
+SAVED = "measurements.csv"
+
+
+@dataclass(frozen=True)
+class MeasureConfig:
+    """Settings of a measurement."""
+
+    backend: str = "llama_cpp"
+    """llama_cpp or torch"""
+    preset: str = "quick"
+    """tiny, quick or full"""
+    models: tuple[str, ...] = ("smollm2-135m-q8_0", "qwen2.5-0.5b-q8_0")
+    """of the catalogue (mmsched catalogue), or GGUF files"""
+    out: str = "runs/measure"
+    """folder of the samples, the rows and the profiles; a run that was stopped goes on in it"""
+    name: str = ""
+    """of the profiles; empty: from the machine"""
+    cache: str = "~/.cache/mmsched/models"
+    """folder of the model files"""
+    cores: tuple[int, ...] = ()
+    """processor cores of the device, one thread each; empty: the last one, or all but one where there is a GPU"""
+    server: str = ""
+    """llama_cpp: path of a llama-server; empty: xllamacpp"""
+    gpu: str = ""
+    """llama_cpp: the GPU a build that has one puts layers on, as its vendor calls it"""
+    gpu_memory_gb: float = 0.0
+    """memory of the device; 0: all there is"""
+    seats: int = 4
+    """llama_cpp: requests at once"""
+    context: int = 2048
+    """llama_cpp: tokens of each"""
+    ubatch: int = 512
+    """prompt tokens computed at once"""
+    cold: bool = True
+    """measure loads from disk, not from the page cache alone"""
+    dtype: str = "float16"
+    """torch: type of the weights"""
+    tries: int = 3
+    """samples taken at most where the machine is disturbed; the last stands, and is marked"""
+    max_foreign: float = 0.1
+    """cores that other processes may use beside a sample"""
+    nice: int = 0
+    """priority of the measured process; below 0 needs root"""
+    seed: int = 0
+    """order of the samples"""
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise unknown_name("backend", self.backend, BACKENDS)
+        if self.preset not in PRESETS:
+            raise unknown_name("preset", self.preset, PRESETS)
+        for key, low in {
+            "seats": 1,
+            "context": 1,
+            "ubatch": 1,
+            "tries": 1,
+            "max_foreign": 0,
+            "gpu_memory_gb": 0,
+        }.items():
+            if not getattr(self, key) >= low:
+                raise ConfigError(f"{key} is {getattr(self, key)}; accepted: a number >= {low}")
+        have = os.sched_getaffinity(0)
+        if not set(self.cores) <= have:
+            raise ConfigError(f"cores is {list(self.cores)}; accepted: of {sorted(have)}")
+        if not self.models:
+            raise ConfigError("models is []; accepted: at least one")
+        if self.nice < 0 and os.geteuid() != 0:
+            raise ConfigError(f"nice is {self.nice}; accepted: 0 or more without root")
+
+    @property
+    def device_cores(self) -> tuple[int, ...]:
+        """One core for a CPU device: a thread for each core of the machine is disturbed by anything."""
+        have = sorted(os.sched_getaffinity(0))
+        return self.cores or ((tuple(have[1:]) or tuple(have)) if self.gpu else (have[-1],))
+
+
+def _llama_cpp(config: MeasureConfig, out: Path) -> Backend:
+    from .llama_cpp import LlamaCpp
+
+    return LlamaCpp(
+        Path(config.cache).expanduser(),
+        config.device_cores,
+        out / "server.log",
+        config.server,
+        config.seats,
+        config.context,
+        config.ubatch,
+        config.cold,
+        config.gpu or schema.CPU_ONLY,
+        int(config.gpu_memory_gb * 1e9) or None,
+        config.nice,
+    )
+
+
+def _torch(config: MeasureConfig, out: Path) -> Backend:
+    from .torch_backend import Torch
+
+    return Torch(config.device_cores, config.dtype, config.context, config.ubatch, config.gpu_memory_gb)
+
+
+BACKENDS: dict[str, Callable[[MeasureConfig, Path], Backend]] = {"llama_cpp": _llama_cpp, "torch": _torch}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure, write the rows and the profiles, print what came of it. Returns the exit status.
+
+    Raises
+    ------
+    ConfigError
+        A setting that cannot be used, a folder in use, no room on the disk.
+    MmschedError
+        A server that died; samples that had ended are kept.
+    """
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(usage())
+        return 0
+    config = build(MeasureConfig, settings(arguments))
+    out = Path(config.out)
+    with locked(out), ended_by_signal():
+        return run(config, out)
+
+
+@contextmanager
+def ended_by_signal() -> Iterator[None]:
+    """SIGTERM ends the command as Ctrl-C does: servers ended, temporary files removed."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread: whoever runs this has signals of its own
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def run(config: MeasureConfig, out: Path) -> int:
+    """The command in a folder that is locked."""
+    begun = time.monotonic()
+    backend = BACKENDS[config.backend](config, out)
+    try:
+        weights = {model: backend.prepare(model) for model in config.models}
+        header = header_of(config, backend)
+        results = Results(out, header)
+        measurement = Run(backend, config.models, preset_of(config.preset), rules_of(config), results)
+        _measure(measurement, out)
+        common = columns_of(config, backend)
+        device = profiles.Device(config.name or _default_name(backend, config), backend.gpu_mem_bytes)
+    finally:
+        backend.close()
+    found = figures(results.samples)
+    measured = rows(found, common, weights)
+    schema.write(out / SAVED, measured)
+    write_atomic(out / "machine.yaml", yaml.safe_dump(header["machine"], sort_keys=False))
+    print(table(found))
+    print(summary(results.samples, time.monotonic() - begun))
+    print(f"{len(measured)} rows written to {out / SAVED}")
+    for path in profiles.write(out, device, measured, found, common["source"]):
+        print(f"profile written to {path}")
+    return 0
+
+
+def _measure(measurement: Run, out: Path) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    wanted = len(measurement.wanted())
+    console = Console(stderr=True)
+    bar = Progress(
+        BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"), console=console
+    )
+    with bar if console.is_terminal else nullcontext():
+        shown = bar.add_task("", total=wanted, completed=len(measurement.results.samples))
+        measurement._progress = lambda point: bar.update(shown, advance=1, description=str(point))
+        try:
+            measurement.go()
+        except MmschedError as error:
+            kept = len(measurement.results.samples)
+            raise type(error)(
+                f"{error}; {kept} of {wanted} samples are kept in {out}, the same command goes on"
+            ) from None
+
+
+def rules_of(config: MeasureConfig) -> Rules:
+    """When samples are redone."""
+    return Rules(config.tries, config.max_foreign, config.seed)
+
+
+def settings(arguments: Sequence[str]) -> dict[str, Any]:
+    """``key=value`` arguments as values; lists as ``[a,b]``.
+
+    Raises
+    ------
+    ConfigError
+        An argument of another form.
+    """
+    values: dict[str, Any] = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or not key.isidentifier():
+            raise ConfigError(f"argument '{argument}' is no setting; accepted: key=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"{key} is {text!r}; accepted: a number, a text or a list like [a,b]") from None
+        values[key] = "" if value is None else value
+    return values
+
+
+def usage() -> str:
+    """Every setting with its default, a line each."""
+    import inspect
+
+    source = inspect.getsource(MeasureConfig).splitlines()
+    lines = ["usage: mmsched calibrate measure key=value ...", ""]
+    for field in fields(MeasureConfig):
+        at = next(i for i, line in enumerate(source) if line.strip().startswith(f"{field.name}:"))
+        default = list(field.default) if isinstance(field.default, tuple) else field.default
+        lines.append(f"  {field.name}={default}".ljust(52) + source[at + 1].strip().strip('"'))
+    return "\n".join(lines)
+
+
+def header_of(config: MeasureConfig, backend: Backend) -> dict[str, Any]:
+    """What a run that goes on must agree with."""
+    same = ("backend", "preset", "models", "seats", "context", "ubatch", "cold", "dtype", "seed")
+    return {
+        "settings": {key: getattr(config, key) for key in same} | {"cores": config.device_cores},
+        "machine": machine.description()
+        | {"gpu": backend.gpu, "engine": backend.engine, "engine_version": backend.version},
+    }
+
+
+def columns_of(config: MeasureConfig, backend: Backend) -> dict[str, Any]:
+    """Columns that all rows of this run share."""
+    on_gpu = backend.gpu != schema.CPU_ONLY
+    threads = len(config.device_cores)
+    return {
+        "gpu": backend.gpu,
+        "gpu_mem_gb": backend.gpu_mem_bytes / 1e9 if on_gpu and backend.gpu_mem_bytes else None,
+        "num_gpus": 1 if on_gpu else 0,
+        "host": f"{machine.host()}, {threads} thread{'s' if threads > 1 else ''}",
+        "engine": backend.engine,
+        "engine_version": backend.version,
+        "ubatch": config.ubatch,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "source": "own measurement (mmsched calibrate measure)",
+    }
+
+
+def _default_name(backend: Backend, config: MeasureConfig) -> str:
+    words = machine.cpu_name() if backend.gpu == schema.CPU_ONLY else backend.gpu
+    letters = "".join(c if c.isalnum() else "-" for c in words.lower())
+    return "-".join(part for part in letters.split("-") if part) + f"-{len(config.device_cores)}t"
+
+
+def table(found: Sequence[Figures]) -> str:
+    """A line a point: median, relative spread, samples, and whether they were disturbed."""
+    lines = [f"{'point':<58} {'median':>12} {'spread':>8} {'samples':>8}"]
+    for one in found:
+        size = one.point.operation == "footprint"
+        value = f"{one.size_bytes / 1e6:.1f} MB" if size else f"{one.seconds * 1e3:.3f} ms"
+        spread = f"{one.spread:.1%}" if one.spread is not None and not size else ""
+        mark = " disturbed" if one.disturbed else ""
+        lines.append(f"{one.point!s:<58} {value:>12} {spread:>8} {one.repeats:>8}{mark}")
+    return "\n".join(lines)
+
+
+def summary(samples: Sequence[Sample], seconds: float) -> str:
+    """How good the samples are, one line."""
+    kept = [sample for sample in samples if sample.round >= 1]
+    bad = sum(sample.disturbed for sample in kept)
+    change = drift(samples)
+    probe = "" if change is None else f"; probes after the run {change:+.1%} against before"
+    redone = sum(sample.tries > 1 for sample in kept)
+    return f"{len(kept)} samples in {seconds:.0f} s, {redone} taken again, {bad} disturbed to the last{probe}"

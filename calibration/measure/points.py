@@ -1,0 +1,99 @@
+"""What to measure: points and presets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mmsched_env.errors import unknown_name
+
+ALL = -1
+"""`n_gpu_layers` of a model wholly on the device"""
+
+
+@dataclass(frozen=True, order=True)
+class Point:
+    """One figure to measure. Fields that do not belong to its operation keep their defaults."""
+
+    model: str
+    operation: str
+    """load, first_token, prefill, decode, save, restore, unload, footprint, copy_h2d, copy_d2h"""
+    tokens: int = 0
+    """prompt (prefill), cache (save, restore), generated (decode)"""
+    depth: int = 0
+    batch: int = 1
+    tier: str = ""
+    """load: disk (cold) or page_cache (warm); save, restore: ram"""
+    mode: str = ""
+    """load: read or mmap; copies: pinned or pageable"""
+    n_gpu_layers: int = ALL
+
+    def __str__(self) -> str:
+        parts = [self.model, self.operation, self.tier, self.mode]
+        parts += [f"{name}={value}" for name in ("tokens", "depth") if (value := getattr(self, name))]
+        parts += [f"batch={self.batch}"] if self.batch > 1 else []
+        parts += [f"ngl={self.n_gpu_layers}"] if self.n_gpu_layers != ALL else []
+        return " ".join(part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Grid and number of rounds."""
+
+    prompts: tuple[int, ...]
+    depths: tuple[int, ...]
+    batches: tuple[int, ...]
+    batch_depths: tuple[int, ...]
+    """the batches are measured at each of these depths"""
+    caches: tuple[int, ...]
+    """tokens of a saved KV cache"""
+    steps: int
+    """tokens of one decode sample"""
+    rounds: int
+    """samples of every point; a round of loads alone, thrown away, comes before them"""
+    shares: tuple[float, ...] = (1.0,)
+    """of the layers on the device, where there is one beside the CPU"""
+    sizes: tuple[int, ...] = ()
+    """bytes of the copies between host and device, where there is one"""
+
+
+MIB = 1 << 20
+
+PRESETS = {
+    "tiny": Preset((16, 64), (0, 32), (1, 2), (0,), (16, 64), 4, 2, sizes=(MIB, 4 * MIB)),
+    "quick": Preset(
+        (32, 128, 384), (0, 256, 768), (1, 2, 4), (0, 256), (128, 384), 24, 3, (1.0, 0.5), (MIB, 16 * MIB, 256 * MIB)
+    ),
+    "full": Preset(
+        (32, 64, 128, 256, 512, 1024),
+        (0, 128, 512, 1024, 2048, 4096),
+        (1, 2, 3, 4, 8),
+        (0, 256, 1024),
+        (128, 512, 2048),
+        32,
+        5,
+        (1.0, 0.75, 0.5, 0.25, 0.0),
+        (64 << 10, MIB, 16 * MIB, 256 * MIB, 1024 * MIB),
+    ),
+}
+
+
+def preset_of(name: str) -> Preset:
+    """Raises ConfigError for an unknown name."""
+    if name not in PRESETS:
+        raise unknown_name("preset", name, PRESETS)
+    return PRESETS[name]
+
+
+def serving_points(model: str, preset: Preset, n_gpu_layers: int = ALL) -> Iterator[Point]:
+    """What is measured on a loaded model."""
+    for tokens in preset.prompts:
+        yield Point(model, "prefill", tokens=tokens, n_gpu_layers=n_gpu_layers)
+    pairs = {(depth, 1) for depth in preset.depths}
+    pairs |= {(depth, batch) for depth in preset.batch_depths for batch in preset.batches}
+    for depth, batch in sorted(pairs):
+        yield Point(model, "decode", tokens=preset.steps, depth=depth, batch=batch, n_gpu_layers=n_gpu_layers)
+    for tokens in preset.caches:
+        for operation in ("save", "restore"):
+            yield Point(model, operation, tokens=tokens, tier="ram", n_gpu_layers=n_gpu_layers)
+    yield Point(model, "footprint", n_gpu_layers=n_gpu_layers)
