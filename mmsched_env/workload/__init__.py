@@ -13,8 +13,11 @@ from mmsched_env.errors import ConfigError, unknown_name
 
 from .arena27 import Arena27Config
 from .azure import AzureTraceConfig
+from .burstgpt import BurstGptConfig
 from .csv_file import CsvFileConfig
 from .generator import GeneratorConfig
+from .mooncake import MooncakeConfig
+from .servegen import ServeGenConfig
 from .source import TraceSource
 from .stats import summary
 from .trace import RequestTrace
@@ -23,9 +26,12 @@ __all__ = [
     "KINDS",
     "Arena27Config",
     "AzureTraceConfig",
+    "BurstGptConfig",
     "CsvFileConfig",
     "GeneratorConfig",
+    "MooncakeConfig",
     "RequestTrace",
+    "ServeGenConfig",
     "TraceSource",
     "source_from",
     "summary",
@@ -35,6 +41,9 @@ KINDS: dict[str, type[TraceSource]] = {
     "generator": GeneratorConfig,
     "azure2023": AzureTraceConfig,
     "arena27": Arena27Config,
+    "mooncake": MooncakeConfig,
+    "burstgpt": BurstGptConfig,
+    "servegen": ServeGenConfig,
     "file": CsvFileConfig,
 }
 """``workload.kind`` -> the dataclass that holds its settings; ``conf/workload/<kind>.yaml`` holds the same values"""

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmsched_env.errors import ConfigError, unknown_name
+from mmsched_env.errors import ConfigError
 
-from .checks import require_models
+from .checks import require, require_models
+from .lines import Stamp, file_stamp
+from .mapping import by_popularity, by_size, pick
 from .replay import ReplayConfig
-from .table import Stamp, file_stamp, read_table
+from .table import Field, Ids, Numbers, number_field, read_columns, token_field
 from .trace import Column, RequestTrace
 
 MODEL_ID = Column(np.int32, 0, "a whole number >= 0")
@@ -38,7 +40,13 @@ class Arena27Config(ReplayConfig):
 
     models_of_ids: tuple[str, ...] = ()
     """the model that serves id 0, id 1, ...; empty: ids ranked by requests in the whole file (ties: lower id first),
-    rank r served by model r modulo the number of models"""
+    rank r served by model r modulo the number of models, in the order that `ranked` says"""
+    ranked: str = "listed"
+    """listed: the most requested id goes to the first of models.names; size: to the smallest model"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.ranked in ("listed", "size"), "workload.ranked", self.ranked, "listed or size")
 
     def sample(self, seed: int, model_names: tuple[str, ...]) -> RequestTrace:
         """The recorded requests; see `TraceSource.sample`."""
@@ -50,31 +58,28 @@ class Arena27Config(ReplayConfig):
 
     def _model_of(self, ids: NDArray[np.int64], model_names: tuple[str, ...]) -> NDArray[np.int64]:
         """[largest id + 1] index of the model that serves each id."""
-        requests = np.bincount(ids)
+        models = pick(self.models_of_ids, model_names, "workload.models_of_ids")
         if not self.models_of_ids:
-            rank = np.empty(len(requests), np.int64)
-            rank[np.argsort(-requests, kind="stable")] = np.arange(len(requests))
-            return rank % len(model_names)
-        for name in self.models_of_ids:
-            if name not in model_names:
-                raise unknown_name("model in workload.models_of_ids", name, model_names)
-        if len(self.models_of_ids) < len(requests):
+            models = by_size(models, model_names) if self.ranked == "size" else models
+            return models[by_popularity(ids, len(models))]
+        largest = int(ids.max())
+        if len(models) <= largest:
             raise ConfigError(
-                f"workload.models_of_ids has {len(self.models_of_ids)} names; accepted: {len(requests)}, "
-                f"one for each id 0..{len(requests) - 1}"
+                f"workload.models_of_ids has {len(models)} names; accepted: {largest + 1}, one for each id 0..{largest}"
             )
-        return np.array([model_names.index(name) for name in self.models_of_ids])
+        return models
 
 
 @lru_cache(maxsize=8)
 def _read(path: Path, stamp: Stamp, min_tokens: int) -> dict[str, NDArray[Any]]:
     """The columns of the file; a changed file has another stamp and is read anew."""
-    table = read_table(path, ("arrival_s", "model_id", "prompt_tokens", "output_tokens"))
-    arrival_s = table.numbers("arrival_s")
-    table.refuse_unsorted("arrival_s", arrival_s)
-    return {
-        "arrival_s": arrival_s,
-        "model_id": table.numbers("model_id", MODEL_ID).astype(np.int64),
-        "prompt_tokens": table.tokens("prompt_tokens", min_tokens),
-        "output_tokens": table.tokens("output_tokens", min_tokens),
+    fields: dict[str, Field] = {
+        "arrival_s": number_field("arrival_s", rising=True),
+        "model_id": Numbers(MODEL_ID),
+        "prompt_tokens": token_field(min_tokens),
+        "output_tokens": token_field(min_tokens),
+        "req_id": Ids(),
     }
+    columns = read_columns(path, fields, optional=("req_id",))
+    columns.pop("req_id", None)
+    return columns | {"model_id": columns["model_id"].astype(np.int64)}

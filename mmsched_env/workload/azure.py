@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from mmsched_env.errors import unknown_name
 
 from .checks import require, require_models
+from .lines import Stamp, file_stamp
 from .popularity import draw_by_share, zipf_shares
 from .replay import ReplayConfig
 from .source import stream
-from .table import Stamp, file_stamp, read_table
+from .table import WallClock, read_columns, token_field
 from .trace import RequestTrace
 
 SERVICES = ("conv", "code")
@@ -96,7 +97,7 @@ class AzureTraceConfig(ReplayConfig):
             self._check_count(service, shares, len(models))
         index = np.array([model_names.index(name) for name in models])
         weights = np.array(shares) if shares else zipf_shares(len(models), self.zipf_exponent)
-        return index[draw_by_share(stream(seed, f"models.{service}"), weights, size)]
+        return index[draw_by_share(stream(seed, f"models.{service}").random(size), weights)]
 
     def _spread(self, service: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
         return getattr(self, f"{service}_models"), getattr(self, f"{service}_shares")
@@ -117,13 +118,12 @@ def _read(paths: tuple[Path | None, ...], stamps: tuple[Stamp | None, ...], min_
 
 
 def _read_service(path: Path, tenant: int, min_tokens: int) -> dict[str, NDArray[Any]]:
-    table = read_table(path, ("TIMESTAMP", "ContextTokens", "GeneratedTokens"))
-    time_ns = table.times("TIMESTAMP")
-    table.refuse_unsorted("TIMESTAMP", time_ns)
-    output = table.tokens("GeneratedTokens", min_tokens)
+    lengths = {name: token_field(min_tokens) for name in ("ContextTokens", "GeneratedTokens")}
+    columns = read_columns(path, {"TIMESTAMP": WallClock(), **lengths})
+    output = columns["GeneratedTokens"]
     return {
-        "time_ns": time_ns,
-        "prompt_tokens": table.tokens("ContextTokens", min_tokens),
+        "time_ns": columns["TIMESTAMP"],
+        "prompt_tokens": columns["ContextTokens"],
         "output_tokens": output,
         "max_tokens": np.full(len(output), max(output.max(), min_tokens)),
         "tenant": np.full(len(output), tenant),

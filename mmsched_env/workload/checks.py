@@ -31,3 +31,8 @@ def require_at_least(key: str, value: int, low: int) -> None:
 def require_models(model_names: tuple[str, ...]) -> None:
     """Raise `ConfigError` without a model to serve."""
     require(len(model_names) >= 1, "models.names", model_names, "at least one model")
+
+
+def require_load(rho: float | None) -> None:
+    """Raise `ConfigError` unless `rho` is none or in (0, 10]."""
+    require(rho is None or 0 < rho <= 10, "workload.rho", rho, "none, or a multiple of the capacity in (0, 10]")

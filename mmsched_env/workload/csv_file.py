@@ -1,4 +1,4 @@
-"""Reader of our own CSV format, the one `RequestTrace.write_csv` writes (columns: docs/workload.md)."""
+"""Reader of our own format, CSV (also ``.csv.gz``) or Parquet: what `RequestTrace` writes (columns: docs/workload.md)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from .checks import require, require_models
+from .lines import Stamp, file_stamp
+from .parquet import read_parquet
 from .replay import ReplayConfig
-from .table import Stamp, file_stamp, read_table
+from .table import Field, Ids, Indices, number_field, read_columns, token_field
 from .trace import CLASS_NAMES, COLUMNS, RequestTrace
 
 REQUIRED = ("arrival_s", "model", "prompt_tokens", "output_tokens")
@@ -42,9 +44,10 @@ class CsvFileConfig(ReplayConfig):
     def sample(self, seed: int, model_names: tuple[str, ...]) -> RequestTrace:
         """The requests of the file; see `TraceSource.sample`."""
         require_models(model_names)
-        path = self.folder_or_file("a CSV file of requests")
+        path = self.folder_or_file("a CSV or Parquet file of requests")
         columns = _read(path, file_stamp(path), model_names, self.class_names, self.min_tokens)
-        return self.replay(seed, model_names, str(path), dict(columns), self.class_names)
+        first_row = 1 if path.suffix == ".parquet" else 2
+        return self.replay(seed, model_names, str(path), dict(columns), self.class_names, first_row=first_row)
 
 
 @lru_cache(maxsize=8)
@@ -52,16 +55,16 @@ def _read(
     path: Path, stamp: Stamp, model_names: tuple[str, ...], class_names: tuple[str, ...], min_tokens: int
 ) -> dict[str, NDArray[Any]]:
     """The columns of the file; a changed file has another stamp and is read anew."""
-    table = read_table(path, REQUIRED)
-    columns: dict[str, NDArray[Any]] = {}
-    for name in COLUMNS:
-        if name not in table.columns:
-            continue
-        if name in ("model", "slo_class"):
-            columns[name] = table.indices(name, model_names if name == "model" else class_names)
-        elif name in ("prompt_tokens", "output_tokens"):
-            columns[name] = table.tokens(name, min_tokens)
-        else:
-            columns[name] = table.numbers(name)
-    table.refuse_unsorted("arrival_s", columns["arrival_s"])
+    fields: dict[str, Field] = {name: number_field(name) for name in COLUMNS}
+    fields |= {
+        "arrival_s": number_field("arrival_s", rising=True),
+        "model": Indices(model_names),
+        "slo_class": Indices(class_names),
+        "prompt_tokens": token_field(min_tokens),
+        "output_tokens": token_field(min_tokens),
+        "request_id": Ids(),
+    }
+    optional = [name for name in fields if name not in REQUIRED]
+    columns = (read_parquet if path.suffix == ".parquet" else read_columns)(path, fields, optional)
+    columns.pop("request_id", None)
     return columns

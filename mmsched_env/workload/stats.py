@@ -23,7 +23,7 @@ def summary(trace: RequestTrace) -> dict[str, Any]:
     """
     gaps = np.diff(trace.arrival_s)
     span_s = float(gaps.sum())
-    minutes = window_counts(trace, 60)
+    minutes = window_counts(trace.arrival_s, 60)
     shares = np.bincount(trace.model, minlength=len(trace.model_names)) / len(trace)
     return {
         "num_requests": len(trace),
@@ -42,21 +42,26 @@ def summary(trace: RequestTrace) -> dict[str, Any]:
     }
 
 
-def window_counts(trace: RequestTrace, window_s: float, partial: bool = False) -> NDArray[np.int64]:
+def window_counts(arrival_s: NDArray[np.float64], window_s: float, partial: bool = False) -> NDArray[np.int64]:
     """Arrivals in each window of `window_s` seconds from the first arrival on; `partial` keeps the cut-off last one."""
-    window = ((trace.arrival_s - trace.arrival_s[0]) // window_s).astype(np.int64)
+    window = ((arrival_s - arrival_s[0]) // window_s).astype(np.int64)
     counts = np.bincount(window)
     return counts if partial else counts[:-1]
 
 
 def fano(trace: RequestTrace, window_s: float, partial: bool = False) -> float:
-    """Variance over mean of `window_counts`: 1 for Poisson, more for bursts. NaN without a window.
+    """`fano_of` the trace's arrivals."""
+    return fano_of(trace.arrival_s, window_s, partial)
+
+
+def fano_of(arrival_s: NDArray[np.float64], window_s: float, partial: bool = False) -> float:
+    """Variance over mean of `window_counts`: 1 for Poisson, more for bursts. NaN with fewer than two windows.
 
     The last window is cut off by the end of the trace. Counting it (`partial`) inflates the figure of a short trace, so
     it is left out by default.
     """
-    counts = window_counts(trace, window_s, partial)
-    return float(counts.var() / counts.mean()) if counts.any() else math.nan
+    counts = window_counts(arrival_s, window_s, partial)
+    return float(counts.var() / counts.mean()) if counts.any() and len(counts) > 1 else math.nan
 
 
 def _lengths(tokens: NDArray[np.int32]) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,19 +211,34 @@ class RequestTrace:
         return dataclasses.replace(self, arrival_s=self.arrival_s * factor)
 
     def write_csv(self, path: str | Path) -> None:
-        """Write the trace as CSV: one row a request, models and classes by name, an absent target as an empty cell.
+        """Write the trace as CSV (``.csv.gz``: compressed), atomically: one row a request, models and classes by name, an absent target as an empty cell.
 
         `CsvFileConfig` reads it back to the same bits. Notes are not written.
         """
         cells = {name: [_cell(value) for value in getattr(self, name).tolist()] for name in COLUMNS}
         for name in ("predicted_tokens", "weight", "slo_scale"):
             cells[name] = [str(value) for value in getattr(self, name)]  # shortest text that gives this float32
-        cells["model"] = [self.model_names[i] for i in self.model]
-        cells["slo_class"] = [self.class_names[i] for i in self.slo_class]
-        with Path(path).open("w", newline="", encoding="utf-8") as file:
+        path, cells = Path(path), cells | self._names()
+        part = path.with_name(path.name + ".part")
+        opener: Any = gzip.open if path.suffix == ".gz" else Path.open
+        with opener(part, "wt", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(cells)
             writer.writerows(zip(*cells.values(), strict=True))
+        part.replace(path)
+
+    def write_parquet(self, path: str | Path) -> None:
+        """Write the trace as Parquet, columns as in `write_csv`; needs pyarrow. `CsvFileConfig` reads it back."""
+        from .parquet import write_parquet
+
+        write_parquet(Path(path), {name: getattr(self, name) for name in COLUMNS} | self._names())
+
+    def _names(self) -> dict[str, list[str]]:
+        """Columns of names instead of indices."""
+        return {
+            "model": [self.model_names[i] for i in self.model],
+            "slo_class": [self.class_names[i] for i in self.slo_class],
+        }
 
 
 def _column(name: str, values: ArrayLike, size: int, where: str, first_row: int) -> NDArray[Any]:

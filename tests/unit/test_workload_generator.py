@@ -74,7 +74,7 @@ def test_popularity_is_zipf_and_shuffled_per_episode() -> None:
 
 
 def test_draw_by_share_skips_empty_shares() -> None:
-    drawn = draw_by_share(np.random.default_rng(0), (0.0, 2.0, 0.0, 6.0, 0.0), 4000)
+    drawn = draw_by_share(np.random.default_rng(0).random(4000), (0.0, 2.0, 0.0, 6.0, 0.0))
     assert set(drawn.tolist()) == {1, 3}
     assert (drawn == 3).mean() == pytest.approx(0.75, abs=0.03)
 
@@ -178,7 +178,7 @@ def test_streams_differ_by_name_and_seed() -> None:
         ({"rate_per_s": float("inf")}, "workload.rate_per_s is inf"),
         ({"rate_per_s": float("nan")}, "workload.rate_per_s is nan"),
         ({"rate_per_s": "fast"}, "workload.rate_per_s is 'fast'; accepted: a number"),
-        ({"rate": 2}, "did you mean 'workload.rate_per_s'"),
+        ({"rate_per": 2}, "did you mean 'workload.rate_per_s'"),
         ({"arrivals": "weekly"}, "workload.arrivals is 'weekly'; accepted: poisson or gamma"),
         ({"cv": 2.0}, "workload.cv is 2.0; accepted: 1 with arrivals=poisson"),
         ({"arrivals": "gamma", "cv": 0}, "workload.cv is 0"),

@@ -331,3 +331,15 @@ def test_readers_need_no_pandas(arena: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(builtins, "__import__", without_pandas)
     assert len(sample("arena27", arena, prediction=vars(PredictionConfig()))) == 6
+
+
+def test_azure_2024_times(azure: Path) -> None:
+    """The files of 2024 have the same columns; their times state their zone."""
+    rows = [
+        "2024-05-10 00:00:00.009930+00:00,100,5",
+        "2024-05-10 00:00:01.509930+00:00,200,6",
+        "2024-05-11T00:00:02Z,7,8",
+    ]
+    (azure / CONV).write_text(AZURE.replace("\r", "") + "\n".join(rows) + "\n")
+    trace = sample("azure2023", azure, code_file="")
+    assert trace.arrival_s == pytest.approx([0, 1.5, 86401.99007])

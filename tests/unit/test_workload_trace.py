@@ -164,8 +164,9 @@ def test_summary_by_hand() -> None:
     assert (figures["num_requests"], figures["span_s"], figures["rate_per_s"]) == (4, 4.0, 1.0)
     gaps = np.array([0.5, 1.5, 2.0])
     assert figures["cv"] == pytest.approx(gaps.std() / gaps.mean())
-    assert window_counts(made, 1).tolist() == [2, 0, 1, 0]  # the request at 6.0 opens a window that never closes
-    assert window_counts(made, 1, partial=True).tolist() == [2, 0, 1, 0, 1]
+    counts = window_counts(made.arrival_s, 1)
+    assert counts.tolist() == [2, 0, 1, 0]  # the request at 6.0 opens a window that never closes
+    assert window_counts(made.arrival_s, 1, partial=True).tolist() == [2, 0, 1, 0, 1]
     assert fano(made, 1) == pytest.approx(np.var([2, 0, 1, 0]) / 0.75)
     assert figures["model_shares"] == {"small": 0.5, "large": 0.5}
     assert figures["switch_share"] == pytest.approx(2 / 3)
