@@ -9,11 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmsched_env.action import ActionLayout
+from mmsched_env.errors import unknown_name
 from mmsched_env.observation import BLOCKS, block_dtype, block_shape
 from mmsched_env.sim.jit import records
 
-from .parts import way_out
-from .rules import View
+from .memory import new_memory
+from .parts import EVICTIONS, LEVELS
+from .view import View
 
 
 class RulePolicy:
@@ -23,14 +25,48 @@ class RulePolicy:
     knobs: Any = (0.0,)
 
     def reset(self, layout: ActionLayout, seed: int) -> None:
-        """A new episode; rules have no state and no randomness."""
+        """A new episode: nothing is remembered."""
         d = layout.dims
         self._dtypes = {block: block_dtype(block, d) for block in BLOCKS}
-        self._shapes = {block: block_shape(block, d) for block in BLOCKS}
+        self._shapes = {block: (1, *block_shape(block, d)) for block in BLOCKS}
+        self._action = np.zeros(1, np.int64)
+        self.memory = new_memory(d, 1, seed)
 
     def act(self, observation: Mapping[str, NDArray[Any]], mask: NDArray[Any]) -> int:
         """The rule's action."""
         blocks = [np.ascontiguousarray(observation[b]).view(self._dtypes[b]).reshape(self._shapes[b]) for b in BLOCKS]
-        view = View._make([*(records(block) for block in blocks), mask])
-        action = int(type(self).rule(view, self.knobs))
-        return action if mask[action] else int(way_out(view))
+        self.decide(blocks, mask[None], self.memory, self._action)
+        return int(self._action[0])
+
+    def decide(self, blocks: list[Any], mask: NDArray[Any], memory: Any, actions: NDArray[np.int64]) -> None:
+        """Actions (N,) of a batch: records of every observation block [N, rows...], masks [N, A], memories (N,)."""
+        view = View._make([*(records(block) for block in blocks), mask, records(memory)])
+        type(self).rule(view, self.knobs, actions)
+
+
+def eviction_code(name: str) -> float:
+    """Number of an eviction order, for knobs.
+
+    Raises
+    ------
+    ConfigError
+        No such order.
+    """
+    return _code("eviction", name, EVICTIONS)
+
+
+def level_code(name: str) -> float:
+    """Number of a way to choose the offload level, for knobs.
+
+    Raises
+    ------
+    ConfigError
+        No such way.
+    """
+    return _code("level", name, LEVELS)
+
+
+def _code(kind: str, name: str, accepted: tuple[str, ...]) -> float:
+    if name not in accepted:
+        raise unknown_name(kind, str(name), accepted)
+    return float(accepted.index(name))

@@ -1,26 +1,37 @@
-"""First come, first served with LRU eviction. Source: the default of vLLM and Ollama; llama.cpp's router evicts LRU.
+"""First come, first served. Source: the default of vLLM and Ollama; llama.cpp's router evicts the least recently used.
 
 Only the oldest request is looked at: if its model has a free seat it joins; if not, the model is loaded where it
-fits with the most layers on the GPU, after unloading the least recently used idle models there; else all wait. The
-published rule always loads fully or spills; here that is the deepest level that fits on an empty GPU.
+fits with the most layers on the GPU, after unloading idle models there; else all wait. The published rule always loads
+fully or spills; here that is the deepest level that fits on an empty GPU.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from .base import RulePolicy
-from .parts import WAIT, best_join, deepest_level, instance_of, make_room
-from .rules import dispatch_index, rule
+from .base import RulePolicy, eviction_code
+from .parts import DEEPEST, WAIT, best_join, deepest_level, instance_of, make_room
+from .placement import is_ready, step_for, too_small
+from .rules import rule
+from .view import dispatch_index
+
+
+class FcfsKnobs(NamedTuple):
+    eviction: float
 
 
 @rule
 def fcfs(view, knobs):  # type: ignore[no-untyped-def]
-    if view.queue[0].present == 0.0 or view.queue[0].ready == 0.0:
+    if not is_ready(view, 0):
         return WAIT
     join = best_join(view, 0)
     if join >= 0:
         return join
+    if too_small(view, 0) >= 0:
+        action, _ = step_for(view, 0, DEEPEST, knobs.eviction)
+        return action
     deepest = -1
     for g in range(view.gpus.shape[0]):
         if instance_of(view, view.queue[0].model, g) < 0:
@@ -36,7 +47,7 @@ def fcfs(view, knobs):  # type: ignore[no-untyped-def]
         if view.mask[step] == 1:
             free += 1e6  # a GPU with room now comes before one that must be cleared
         else:
-            step = make_room(view, 0, g, deepest)
+            step = make_room(view, 0, g, deepest, knobs.eviction)
             waiting = waiting or step == WAIT
         if step > WAIT and free > most_free:
             action = step
@@ -45,6 +56,15 @@ def fcfs(view, knobs):  # type: ignore[no-untyped-def]
 
 
 class Fcfs(RulePolicy):
-    """First come, first served, one queue, LRU eviction."""
+    """First come, first served, one queue.
+
+    Parameters
+    ----------
+    eviction
+        Which idle instances make room first: lru, lfu, gdsf or keep_alive (see `keep_value`).
+    """
 
     rule = fcfs
+
+    def __init__(self, eviction: str = "lru") -> None:
+        self.knobs = FcfsKnobs(eviction_code(eviction))

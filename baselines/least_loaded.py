@@ -2,53 +2,75 @@
 
 Requests are looked at oldest first, none blocks another: one whose model is loaded joins the instance with the fewest
 requests; one whose model is not goes to the GPU with the least predicted work, at the deepest level that fits there,
-after unloading least recently used idle models.
+after unloading idle models.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from .base import RulePolicy
-from .parts import WAIT, best_join, deepest_level, instance_of, make_room, slots_per_gpu
-from .rules import dispatch_index, rule
+from .base import RulePolicy, eviction_code, level_code
+from .parts import WAIT, backlog_seconds, best_join, deepest_level, instance_of, lowest_level, make_room
+from .placement import is_ready, step_for, too_small
+from .rules import rule
+from .view import dispatch_index, part
+
+
+class LeastLoadedKnobs(NamedTuple):
+    level: float
+    eviction: float
+
+
+@part
+def load_on_least(view, q, allowed, level, eviction):  # type: ignore[no-untyped-def]
+    """First step to load the model of slot q on the GPU with the least predicted work among `allowed` [G]; WAIT: none."""
+    best = WAIT
+    least = np.inf
+    for g in range(view.gpus.shape[0]):
+        k = deepest_level(view, q, g)
+        wanted = allowed[g] and k >= lowest_level(view, q, g, level)
+        if k < 0 or not wanted or instance_of(view, view.queue[q].model, g) >= 0:
+            continue
+        step = dispatch_index(view, q, g, k)
+        if view.mask[step] == 0:
+            step = make_room(view, q, g, k, eviction)
+        if step < 0:
+            continue
+        load = backlog_seconds(view, g) + view.pairs[q, g].token_s[k]  # equal load: the faster GPU
+        if load < least:
+            best = step
+            least = load
+    return best
 
 
 @rule
 def least_loaded(view, knobs):  # type: ignore[no-untyped-def]
-    slots = slots_per_gpu(view)
+    everywhere = np.ones(view.gpus.shape[0], np.bool_)
     for q in range(view.queue.shape[0]):
-        if view.queue[q].present == 0.0:
-            break
-        if view.queue[q].ready == 0.0:
+        if not is_ready(view, q):
             continue
-        join = best_join(view, q)
-        if join >= 0:
-            return join
-        best = -1
-        least = np.inf
-        for g in range(view.gpus.shape[0]):
-            k = deepest_level(view, q, g)
-            if k < 0 or instance_of(view, view.queue[q].model, g) >= 0:
-                continue
-            step = dispatch_index(view, q, g, k)
-            if view.mask[step] == 0:
-                step = make_room(view, q, g, k)
-            if step < 0:
-                continue
-            load = 0.0
-            for i in range(g * slots, (g + 1) * slots):
-                load += view.instances[i].drain_s + view.instances[i].operation_left_s
-            load += view.pairs[q, g].token_s[k]  # equal load: the faster GPU
-            if load < least:
-                best = step
-                least = load
-        if best > WAIT:
-            return best
+        action = best_join(view, q)
+        if action < 0:
+            action = load_on_least(view, q, everywhere, knobs.level, knobs.eviction)
+        if action == WAIT and too_small(view, q) >= 0:
+            action, _ = step_for(view, q, knobs.level, knobs.eviction)
+        if action > WAIT:
+            return action
     return WAIT
 
 
 class LeastLoaded(RulePolicy):
-    """Shortest backlog, model affinity, LRU eviction."""
+    """Shortest backlog, model affinity.
+
+    Parameters
+    ----------
+    level, eviction
+        As for `Mect`.
+    """
 
     rule = least_loaded
+
+    def __init__(self, level: str = "whole", eviction: str = "lru") -> None:
+        self.knobs = LeastLoadedKnobs(level_code(level), eviction_code(eviction))

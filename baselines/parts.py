@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from .rules import dispatch_index, part, preempt_index
+from .view import dispatch_index, part, preempt_index
 
 WAIT = 0
 INSTANCE, REQUEST = 0, 1
 """scopes of PREEMPT"""
+EVICTIONS = ("lru", "lfu", "gdsf", "keep_alive")
+"""orders in which idle instances are unloaded to make room, see `keep_value`"""
+LRU, LFU, GDSF, KEEP_ALIVE, BELADY = range(5)
+LEVELS = ("whole", "deepest", "cheapest")
+"""ways to choose the offload level of a load, see `lowest_level`"""
+WHOLE, DEEPEST, CHEAPEST = range(3)
 
 
 @part
@@ -24,6 +30,32 @@ def deepest_level(view, q, g):  # type: ignore[no-untyped-def]
         if view.pairs[q, g].fits[k] > 0.0:
             best = k
     return best
+
+
+@part
+def fits_whole_somewhere(view, q):  # type: ignore[no-untyped-def]
+    """Is there a GPU that, empty, holds all layers of the model and the request?"""
+    for g in range(view.gpus.shape[0]):
+        fits = view.pairs[q, g].fits
+        if fits[fits.shape[0] - 1] > 0.0:
+            return True
+    return False
+
+
+@part
+def lowest_level(view, q, g, how):  # type: ignore[no-untyped-def]
+    """Lowest level at which the model of slot q may be loaded on GPU g; the number of levels: none.
+
+    whole: all layers, on GPUs that hold them; a model no GPU holds whole spills as little as it can (Ollama). deepest:
+    the highest level the empty GPU holds. cheapest: any; the one of the earliest expected completion is to be taken.
+    """
+    levels = view.pairs[q, g].fits.shape[0]
+    if how == CHEAPEST:
+        return 0
+    deepest = deepest_level(view, q, g)
+    if deepest < 0 or (how == WHOLE and deepest < levels - 1 and fits_whole_somewhere(view, q)):
+        return levels
+    return deepest
 
 
 @part
@@ -43,16 +75,51 @@ def is_idle(row):  # type: ignore[no-untyped-def]
 
 
 @part
-def least_recently_used(view, g, spare):  # type: ignore[no-untyped-def]
-    """Idle instance of GPU g that was used longest ago, other than `spare`; -1: none."""
+def keep_value(view, i, eviction):  # type: ignore[no-untyped-def]
+    """What keeping the idle instance i is worth: that of the least value is unloaded first (equal: lowest index).
+
+    lru: least recently used (llama.cpp's router, Ray Serve, ModelMesh). lfu: fewest requests since it was loaded, of
+    these the least recently used. gdsf: greedy-dual-size-frequency (FaasCache, ASPLOS 2021), uses * reload seconds / GB
+    over a clock of the GPU that ages what is not used. keep_alive: Ollama's order; as all models have the same
+    keep-alive here, that of their names. belady: that whose model is asked for latest; needs the future.
+    """
+    row = view.instances[i]
+    if eviction == LFU:
+        return row.uses - 1e-9 * row.idle_s
+    if eviction == GDSF:
+        return view.memory.priority[i]
+    if eviction == KEEP_ALIVE:
+        return row.model
+    if eviction == BELADY:
+        return -view.memory.next_use_s[int(row.model)]
+    return -row.idle_s
+
+
+@part
+def victim_on(view, g, spare, eviction):  # type: ignore[no-untyped-def]
+    """Idle instance of GPU g that is to be unloaded first, other than `spare`; -1: none."""
     slots = slots_per_gpu(view)
     victim = -1
+    least = np.inf
     for i in range(g * slots, (g + 1) * slots):
-        row = view.instances[i]
-        if i != spare and is_idle(row) and view.mask[preempt_index(view, i, INSTANCE)] == 1:
-            if victim < 0 or row.idle_s > view.instances[victim].idle_s:
+        if i != spare and is_idle(view.instances[i]) and view.mask[preempt_index(view, i, INSTANCE)] == 1:
+            value = keep_value(view, i, eviction)
+            if victim < 0 or value < least:
                 victim = i
+                least = value
     return victim
+
+
+@part
+def may_be_preempted(view, i):  # type: ignore[no-untyped-def]
+    """Is instance i busy, and has it had its requests for twice the seconds that bringing it back takes?
+
+    Without the second, two requests that each come first by some rule could put each other out for ever.
+    """
+    row = view.instances[i]
+    had_s = view.whole[0].time_s - view.memory.used_s[i]
+    busy = row.num_seated > 0.0 and view.mask[preempt_index(view, i, INSTANCE)] == 1
+    return busy and had_s >= 2.0 * (row.unload_s + row.reload_s)
 
 
 @part
@@ -127,8 +194,8 @@ def departure(row):  # type: ignore[no-untyped-def]
 
 
 @part
-def make_room(view, q, g, k):  # type: ignore[no-untyped-def]
-    """First step towards loading the request's model on GPU g at level k by unloading idle instances, LRU first.
+def make_room(view, q, g, k, eviction):  # type: ignore[no-untyped-def]
+    """First step towards loading the request's model on GPU g at level k by unloading idle instances.
 
     Returns the PREEMPT action, WAIT if enough is leaving already, or -1 if idle instances alone do not make room.
     """
@@ -139,7 +206,7 @@ def make_room(view, q, g, k):  # type: ignore[no-untyped-def]
     room, free = room_when_idle_leave(view, g)
     if room < need or free <= 0:
         return -1
-    victim = least_recently_used(view, g, -1)
+    victim = victim_on(view, g, -1, eviction)
     return preempt_index(view, victim, INSTANCE) if victim >= 0 else WAIT
 
 
@@ -178,9 +245,19 @@ def way_out(view):  # type: ignore[no-untyped-def]
     used longest ago (RAM on the host may be what is short), else whatever is legal."""
     victim = -1
     for g in range(view.gpus.shape[0]):
-        i = least_recently_used(view, g, -1)
+        i = victim_on(view, g, -1, LRU)
         if i >= 0 and (victim < 0 or view.instances[i].idle_s > view.instances[victim].idle_s):
             victim = i
     if victim >= 0:
         return preempt_index(view, victim, INSTANCE)
     return np.argmax(view.mask)
+
+
+@part
+def backlog_seconds(view, g):  # type: ignore[no-untyped-def]
+    """Predicted seconds of work on GPU g, instance by instance."""
+    slots = slots_per_gpu(view)
+    load = 0.0
+    for i in range(g * slots, (g + 1) * slots):
+        load += view.instances[i].drain_s + view.instances[i].operation_left_s
+    return load

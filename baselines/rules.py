@@ -1,55 +1,63 @@
-"""What rules are written in: the observation by field name, action indices, and compilation.
+"""`rule`: compiles a function ``(view, knobs) -> action index`` together with a loop over environments.
 
-A rule is a compiled function ``(view, knobs) -> action index``, plain loops over named records. It sees the observation
-and the mask, nothing else. Numba compiles it once and caches it on disk.
+A rule sees one environment's observation and mask (view.py) and what it remembers of earlier ones (memory.py), nothing
+else. Numba compiles it once and caches it on disk.
 """
 
 from __future__ import annotations
 
+import re
+import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numba
+from typing import Any
 
 from mmsched_env.sim.jit import entry_point
 
-SOURCES = tuple(sorted(Path(__file__).parent.glob("*.py")))
+from .memory import remember
+from .parts import way_out
+from .view import View, part
+
+FOLDER = Path(__file__).parent
 
 
-class View(NamedTuple):
-    """One environment's observation by field name: record arrays, see `mmsched_env.observation.TABLE`."""
-
-    queue: Any  # (Q,)
-    instances: Any  # (I,)
-    gpus: Any  # (G,)
-    models: Any  # (M,)
-    pairs: Any  # (Q, G), fields (K,)
-    whole: Any  # (1,)
-    mask: Any  # (A,) int8
+def _decide_batch(view, knobs, actions):  # type: ignore[no-untyped-def]
+    for e in range(actions.shape[0]):
+        one = View(
+            view.queue[e],
+            view.instances[e],
+            view.gpus[e],
+            view.models[e],
+            view.pairs[e],
+            view.whole[e],
+            view.mask[e],
+            view.memory[e],
+        )
+        remember(one)
+        action = decide(one, knobs)  # type: ignore[name-defined] # noqa: F821  (`rule` puts it in)
+        actions[e] = action if one.mask[action] == 1 else way_out(one)
 
 
 def rule(function: Callable[..., Any]) -> Any:
-    """Compile a rule ``(view, knobs) -> action``; `knobs` is a NamedTuple of numbers."""
-    return entry_point(function, SOURCES)
+    """Compile a rule ``(view, knobs) -> action`` into ``(views, knobs, actions)`` over a batch.
+
+    `knobs` is a NamedTuple of numbers. Where a rule would wait though that is illegal, it takes `way_out`.
+    """
+    # Numba names cache files by source file, name and line and cannot cache closures over compiled functions:
+    # so each rule has a copy of the loop that goes by the rule's own name and place.
+    code, own = _decide_batch.__code__, function.__code__
+    code = code.replace(co_filename=own.co_filename, co_name=own.co_name, co_firstlineno=own.co_firstlineno)
+    loop = types.FunctionType(code, globals() | {"decide": part(function)}, function.__name__)
+    loop.__module__, loop.__qualname__ = function.__module__, function.__qualname__
+    return entry_point(loop, sources_of(Path(own.co_filename)))
 
 
-def part(function: Callable[..., Any]) -> Any:
-    """Compile a piece that rules share."""
-    return numba.njit(error_model="numpy")(function)
-
-
-@part
-def dispatch_index(view, q, g, k):  # type: ignore[no-untyped-def]
-    return 1 + (q * view.pairs.shape[1] + g) * view.pairs[q, g].load_s.shape[0] + k
-
-
-@part
-def preempt_index(view, i, scope):  # type: ignore[no-untyped-def]
-    levels = view.instances[i].level_step_s.shape[0]
-    return 1 + view.pairs.shape[0] * view.pairs.shape[1] * levels + 2 * i + scope
-
-
-@part
-def offload_index(view, i, k):  # type: ignore[no-untyped-def]
-    return preempt_index(view, view.instances.shape[0], 0) + i * view.instances[i].level_step_s.shape[0] + k
+def sources_of(path: Path) -> tuple[Path, ...]:
+    """The files of this folder that `path` imports, directly or not, itself and this one included."""
+    found: set[Path] = set()
+    to_read = [path, Path(__file__)]
+    while to_read:
+        found.add(file := to_read.pop())
+        names = re.findall(r"^from \.(\w+) import", file.read_text(), re.MULTILINE)
+        to_read += [other for name in names if (other := FOLDER / f"{name}.py") not in found]
+    return tuple(sorted(found))

@@ -88,6 +88,7 @@ def summary(records: NDArray[np.void], state: Any) -> dict[str, float]:
         "mean_load_ms": 1e3 * _mean(rows["load_s"][done]),
         "loads": float(state["num_loads"]),
         "loads_per_100": 100 * _ratio(float(state["num_loads"]), count),
+        "failed_loads": float(state["num_failed_loads"]),
         "unloads": float(state["num_unloads"]),
         "preemptions": float(state["num_preempted"]),
         "offloads": float(state["num_resizes"]),

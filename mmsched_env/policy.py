@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
 from .action import ActionLayout
+
+if TYPE_CHECKING:
+    from .core import Simulation
 
 
 @runtime_checkable
@@ -20,4 +23,20 @@ class Policy(Protocol):
 
     def act(self, observation: Mapping[str, NDArray[Any]], mask: NDArray[Any]) -> int:
         """Index of the action to take; `mask` (A,) has 1 where an action is legal."""
+        ...
+
+
+@runtime_checkable
+class SimulationPolicy(Policy, Protocol):
+    """A policy that simulates what its actions would lead to, in copies of the simulation it decides for.
+
+    A planner redraws in its copies what is hidden (`mmsched_env.imagine`). One that keeps the truth is no policy but a
+    bound, and says so.
+    """
+
+    is_bound: bool
+    """uses true output lengths or future arrivals: marked wherever it is listed"""
+
+    def attach(self, simulation: Simulation) -> None:
+        """Decide for environment 0 of `simulation` from now on; called after `reset`, before the first `act`."""
         ...

@@ -2,131 +2,257 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
-from rich.progress import Progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .. import hydra_app
 from ..config import EnvConfig
-from ..core import Simulation
 from ..costmodel.profile import profile_hash
 from ..errors import ConfigError
-from ..policy import Policy
 from ..workload import summary as trace_summary
+from ..workload.splits import seed_of
+from .cells import Cell, Result, read, run_cells
 from .policies import make_policy
-from .report import comparison_table, print_table, revision, write_json, write_parquet
-from .rollout import Episode, run_episode
-from .stats import mean_over_episodes, paired_difference
+from .report import (
+    comparison_table,
+    difference_of,
+    print_table,
+    revision,
+    suite_table,
+    write_json,
+    write_parquet,
+)
+from .stats import holm, interquartile_mean, mean_over_episodes, p_value, paired_difference, probability_of_improvement
 
 COMMAND = "evaluate"
+KEY = "mean_e2e_ms"
+"""the figure that policies are compared by"""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A policy of the comparison; several entries: trainings of one learned policy with different seeds."""
+
+    label: str
+    entries: tuple[Any, ...]
 
 
 def evaluate(config: DictConfig) -> None:
     """Run what the composed configuration asks for; print the tables, write requests.parquet and summary.json."""
-    if not isinstance(config.episodes, int) or config.episodes < 1:
-        raise ConfigError(f"episodes is {config.episodes!r}; accepted: a whole number >= 1")
-    entries = OmegaConf.to_container(config.policies)
-    if not isinstance(entries, list) or not entries:
-        raise ConfigError(f"policies is {entries!r}; accepted: a list such as [fcfs,mect,runs/x/best.zip]")
-    made = [make_policy(entry) for entry in entries]
-    policies = dict(made)
-    if len(policies) < len(made):
-        raise ConfigError(f"policies has an entry twice: {', '.join(label for label, _ in made)}; accepted: each once")
-    scenarios = _scenarios(config)
-    tables: list[pa.Table] = []
-    results: dict[str, Any] = {}
-    for name, scenario in scenarios.items():
-        env = hydra_app.env_config_of(scenario)
-        episodes = run_scenario(name, env, policies, config.episodes, config.seed)
-        tables += [_table(name, policy, e, episode) for (policy, e), episode in episodes.items()]
-        results[name] = summarise(name, env, list(policies), episodes)
-        results[name]["config"] = OmegaConf.to_container(scenario, resolve=True)
+    check(config)
+    contenders = contenders_of(OmegaConf.to_container(config.policies))
+    first_seed = seed_of(config.split, config.seed)
+    seed_of(config.split, config.seed + config.episodes - 1, "seed + episodes")
+    scenarios = {name: (scenario, hydra_app.env_config_of(scenario)) for name, scenario in _scenarios(config).items()}
     out = Path(hydra_app.output_folder())
-    out.mkdir(parents=True, exist_ok=True)
+    cells = [
+        cell
+        for name, (scenario, _) in scenarios.items()
+        for cell in _cells(config, out / "cells", name, scenario, contenders, first_seed)
+    ]
+    for name, (_, env) in scenarios.items():
+        _print_trace(name, env, first_seed)
+    run_all(cells, config.processes or os.cpu_count() or 1)
+    results: dict[str, Any] = {}
+    tables: list[pa.Table] = []
+    for name, (scenario, env) in scenarios.items():
+        mine = [(cell, read(cell)) for cell in cells if cell.scenario == name]
+        tables += [_table(cell, result) for cell, result in mine]
+        results[name] = summarise(env, contenders, mine)
+        results[name]["config"] = OmegaConf.to_container(scenario, resolve=True)
+        if config.scenarios is None and config.loads is None:
+            print_scenario(name, contenders, results[name], mine)
+    correct_for_many(results)
+    if config.scenarios is not None or config.loads is not None:
+        print_table(suite_table([c.label for c in contenders], results))
     write_parquet(out / "requests.parquet", tables)
-    write_json(out / "summary.json", {"revision": revision(), "seed": config.seed, "scenarios": results})
+    seeds = {"split": config.split, "seed": config.seed, "warmup": config.warmup}
+    given = [{"label": c.label, "entry": c.entries[0], "members": len(c.entries)} for c in contenders]
+    write_json(out / "summary.json", {"revision": revision(), **seeds, "policies": given, "scenarios": results})
     print(f"wrote {out / 'requests.parquet'} and {out / 'summary.json'}")
 
 
+def check(config: DictConfig) -> None:
+    """Raises ConfigError for a value out of range."""
+    for key, low, accepted in (
+        ("episodes", 1, "a whole number >= 1"),
+        ("processes", 0, "a whole number >= 0 (0: one a CPU)"),
+    ):
+        if not isinstance(config[key], int) or config[key] < low:
+            raise ConfigError(f"{key} is {config[key]!r}; accepted: {accepted}")
+    if not isinstance(config.warmup, int | float) or not 0 <= config.warmup < 1:
+        raise ConfigError(f"warmup is {config.warmup!r}; accepted: a share of the requests, from 0 to below 1")
+
+
+def contenders_of(entries: Any) -> list[Contender]:
+    """Entries of ``policies=[...]``; ``{name: x, checkpoints: [a.zip, b.zip]}`` is one policy with two members.
+
+    Raises
+    ------
+    ConfigError
+        No list, an entry twice, or one that makes no policy.
+    """
+    if not isinstance(entries, list) or not entries:
+        raise ConfigError(f"policies is {entries!r}; accepted: a list such as [fcfs,mect,runs/x/best.zip]")
+    contenders = []
+    for entry in entries:
+        if isinstance(entry, Mapping) and "checkpoints" in entry:
+            rest = {key: value for key, value in entry.items() if key not in ("name", "checkpoints")}
+            members = tuple({"name": path, **rest} for path in entry["checkpoints"])
+            for member in members:
+                make_policy(member)
+            contenders.append(Contender(str(entry.get("name", "learned")), members))
+        else:
+            contenders.append(Contender(make_policy(entry)[0], (entry,)))
+    labels = [contender.label for contender in contenders]
+    if len(set(labels)) < len(labels):
+        raise ConfigError(f"policies has an entry twice: {', '.join(labels)}; accepted: each once")
+    return contenders
+
+
 def _scenarios(config: DictConfig) -> dict[str, DictConfig]:
-    """scenario -> its composed configuration; without ``scenarios`` the one already composed."""
+    """scenario -> its composed configuration, at every load of ``loads``."""
+    chosen = _chosen_scenarios(config)
+    if config.loads is None:
+        return chosen
+    at_loads = {}
+    for name, scenario in chosen.items():
+        for load in config.loads:
+            if "rho" not in scenario.workload:
+                raise ConfigError(f"loads is given, but the workload of {name} has no rho; accepted: kind=generator")
+            changed = scenario.copy()
+            changed.workload.rho = load
+            at_loads[f"{name} rho={load:g}"] = changed
+    return at_loads
+
+
+def _chosen_scenarios(config: DictConfig) -> dict[str, DictConfig]:
+    """Without ``scenarios`` the one already composed."""
     if config.scenarios is None:
         return {hydra_app.scenario_label(str(config.scenario.name)): config}
     chosen = config.scenarios
     names = hydra_app.scenario_names() if chosen == "all" else [chosen] if isinstance(chosen, str) else list(chosen)
-    composed = [hydra_app.with_scenario(COMMAND, name) for name in names]
+    if not names:
+        raise ConfigError(f"scenarios is []; accepted: all, or a list of {', '.join(hydra_app.scenario_names())}")
+    composed = [hydra_app.with_scenario(COMMAND, str(name)) for name in names]
     return {hydra_app.scenario_label(str(scenario.scenario.name)): scenario for scenario in composed}
 
 
-def run_scenario(
-    name: str, env: EnvConfig, policies: dict[str, Policy], num_episodes: int, seed: int
-) -> dict[tuple[str, int], Episode]:
-    """(policy, episode) -> what came of it. Episode e is the trace of seed ``seed + e`` for every policy."""
-    simulation = Simulation(env, 1)
-    episodes: dict[tuple[str, int], Episode] = {}
-    with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
-        bar = progress.add_task(name, total=num_episodes * len(policies))
-        for e in range(num_episodes):
-            trace = env.workload.sample(seed + e, env.models.names)
-            if e == 0:
-                _print_trace(name, trace)
-            for label, policy in policies.items():
-                episodes[label, e] = run_episode(simulation, policy, trace, seed + e)
-                progress.advance(bar)
-    return episodes
+def _cells(
+    config: DictConfig, folder: Path, name: str, scenario: DictConfig, contenders: Sequence[Contender], first_seed: int
+) -> list[Cell]:
+    """Episode e is the trace of seed ``first_seed + e`` for every policy."""
+    plain = json.dumps(hydra_app.env_values_of(scenario), sort_keys=True)
+    return [
+        Cell(
+            folder, name, plain, c.label, m, json.dumps(entry, sort_keys=True), e, first_seed + e, float(config.warmup)
+        )
+        for c in contenders
+        for m, entry in enumerate(c.entries)
+        for e in range(config.episodes)
+    ]
 
 
-def _print_trace(name: str, trace: Any) -> None:
+def run_all(cells: Sequence[Cell], processes: int) -> None:
+    """Run what is not there yet, with a bar where there is a terminal."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, transient=True, disable=not sys.stderr.isatty()) as progress:
+        bar = progress.add_task("episodes", total=len(cells))
+        for _ in run_cells(cells, processes):
+            progress.advance(bar)
+
+
+def _print_trace(name: str, env: EnvConfig, seed: int) -> None:
+    trace = env.workload.sample(seed, env.models.names)
     figures = trace_summary(trace)
     notes = "; ".join(trace.notes)
-    print(f"{name}: {len(trace)} requests, {figures['rate_per_s']:.3f} per s" + (f" ({notes})" if notes else ""))
+    load = f", offered load {env.workload.rho:g}" if getattr(env.workload, "rho", None) is not None else ""
+    print(f"{name}: {len(trace)} requests, {figures['rate_per_s']:.3f} per s{load}" + (f" ({notes})" if notes else ""))
 
 
-def summarise(name: str, env: EnvConfig, labels: list[str], episodes: dict[tuple[str, int], Episode]) -> dict[str, Any]:
-    """Print the scenario's table and return it with everything needed to judge it."""
-    count = 1 + max(e for _, e in episodes)
-    keys = list(episodes[labels[0], 0].summary)
-    per_episode = {p: {k: [episodes[p, e].summary[k] for e in range(count)] for k in keys} for p in labels}
-    means = {p: {k: mean_over_episodes(v) for k, v in per_episode[p].items()} for p in labels}
-    reference = labels[0]
-    versus = {
-        p: paired_difference(per_episode[p]["mean_e2e_ms"], per_episode[reference]["mean_e2e_ms"]) for p in labels[1:]
-    }
-    print_table(comparison_table(f"{name}, mean over {count} traces", reference, means, versus))
-    for p in labels:
-        rows = [episodes[p, e].rows for e in range(count)]
-        arrived, done, dropped = (sum(int(r[key].sum()) for r in rows) for key in ("arrived", "finished", "dropped"))
-        tail = f", {dropped} dropped" if dropped else ""
-        print(f"  {p}: {arrived} requests arrived, {done} finished, {arrived - done - dropped} unfinished{tail}")
+def summarise(env: EnvConfig, contenders: Sequence[Contender], mine: Sequence[tuple[Cell, Result]]) -> dict[str, Any]:
+    """The scenario's figures, with everything needed to judge them."""
+    reference = contenders[0].label
+    values = {c.label: _values(c, mine) for c in contenders}
+    base = values[reference][KEY].mean(axis=0)
+    figures: dict[str, Any] = {}
+    for c in contenders:
+        ours = values[c.label][KEY]
+        figures[c.label] = {"reference": reference, **vars(paired_difference(ours, base))}
+        figures[c.label] |= {"p_value": p_value(ours, base), "p_better": probability_of_improvement(ours, base)}
+    del figures[reference]
     return {
-        "episodes": count,
-        "mean": means,
-        "per_episode": per_episode,
-        "mean_e2e_ms_difference": {p: {"reference": reference, **vars(d)} for p, d in versus.items()},
-        "decision_us": {p: _decision_us([episodes[p, e] for e in range(count)]) for p in labels},
+        "episodes": len({cell.episode for cell, _ in mine}),
+        "rate_per_s": getattr(env.workload, "rate_per_s", None),
+        "mean": {p: {key: mean_over_episodes(v) for key, v in rows.items()} for p, rows in values.items()},
+        "iqm_e2e_ms": {p: interquartile_mean(rows[KEY]) for p, rows in values.items()},
+        "per_episode": {p: {key: v.tolist() for key, v in rows.items()} for p, rows in values.items()},
+        "mean_e2e_ms_difference": figures,
+        "decision_us": {c.label: _decision_us(c, mine) for c in contenders},
         "profile_hash": profile_hash(env.cluster.gpus, env.cluster.hosts, env.models.names),
     }
 
 
-def _decision_us(episodes: list[Episode]) -> dict[str, float]:
-    seconds = np.concatenate([episode.decision_s for episode in episodes])
-    return {f"p{q}": 1e6 * float(np.percentile(seconds, q)) for q in (50, 99)}
+def _values(contender: Contender, mine: Sequence[tuple[Cell, Result]]) -> dict[str, NDArray[np.float64]]:
+    """figure -> [members, traces]"""
+    summaries: dict[int, list[dict[str, float]]] = {}
+    for cell, result in mine:
+        if cell.policy == contender.label:
+            summaries.setdefault(cell.member, []).append(result.summary)
+    keys = summaries[0][0]
+    return {key: np.array([[s[key] for s in summaries[m]] for m in sorted(summaries)]) for key in keys}
 
 
-def _table(scenario: str, policy: str, e: int, episode: Episode) -> pa.Table:
-    count = len(episode.rows["request"])
+def _decision_us(contender: Contender, mine: Sequence[tuple[Cell, Result]]) -> dict[str, float]:
+    """Mean over the episodes of their percentiles."""
+    found = [result.decision_us for cell, result in mine if cell.policy == contender.label]
+    return {key: float(np.mean([one[key] for one in found])) for key in found[0]}
+
+
+def correct_for_many(results: dict[str, Any]) -> None:
+    """Add to every difference the p-value corrected for the number of scenarios."""
+    for policy in next(iter(results.values()))["mean_e2e_ms_difference"]:
+        rows = [result["mean_e2e_ms_difference"][policy] for result in results.values()]
+        for row, corrected in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
+            row["p_holm"] = corrected
+
+
+def print_scenario(
+    name: str, contenders: Sequence[Contender], result: dict[str, Any], mine: Sequence[tuple[Cell, Result]]
+) -> None:
+    """One scenario's table, and what became of every request."""
+    count, labels = result["episodes"], [c.label for c in contenders]
+    versus = {p: difference_of(result, p) for p in labels[1:]}
+    print_table(comparison_table(f"{name}, mean over {count} traces", labels[0], result["mean"], versus))
+    for p in labels:
+        tables = [r.table for cell, r in mine if cell.policy == p]
+        arrived, done, dropped = (
+            sum(int(np.sum(table[key].to_numpy())) for table in tables) for key in ("arrived", "finished", "dropped")
+        )
+        tail = f", {dropped} dropped" if dropped else ""
+        print(f"  {p}: {arrived} requests arrived, {done} finished, {arrived - done - dropped} unfinished{tail}")
+
+
+def _table(cell: Cell, result: Result) -> pa.Table:
+    count = result.table.num_rows
     fixed = {
-        "scenario": pa.array([scenario] * count).dictionary_encode(),
-        "policy": pa.array([policy] * count).dictionary_encode(),
-        "episode": pa.array(np.full(count, e)),
+        "scenario": pa.array([cell.scenario] * count).dictionary_encode(),
+        "policy": pa.array([cell.policy] * count).dictionary_encode(),
+        "member": pa.array(np.full(count, cell.member)),
+        "episode": pa.array(np.full(count, cell.episode)),
     }
-    return pa.table(fixed | {key: pa.array(values) for key, values in episode.rows.items()})
+    return pa.table(fixed | {name: result.table[name] for name in result.table.column_names})
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -15,6 +15,8 @@ from ..errors import ConfigError, MmschedError, unknown_name
 from ..policy import Policy
 
 CHECKPOINT = "checkpoint"
+BOUND_MARK = " (bound)"
+"""in the label of what sees hidden facts: it shows what is left to gain and competes with no policy"""
 
 
 def policy_names() -> list[str]:
@@ -39,7 +41,8 @@ def make_policy(entry: str | Mapping[str, Any]) -> tuple[str, Policy]:
         return label, _instantiate(CHECKPOINT, {"path": name, **settings})
     if name not in policy_names():
         raise unknown_name("policy or checkpoint (.zip)", name, policy_names())
-    return label, _instantiate(name, settings)
+    policy = _instantiate(name, settings)
+    return label + (BOUND_MARK if getattr(policy, "is_bound", False) else ""), policy
 
 
 def _instantiate(name: str, settings: Mapping[str, Any]) -> Policy:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import __version__
+from ..errors import ConfigError
 from .stats import Difference
 
 COLUMNS = {
@@ -49,6 +50,46 @@ def comparison_table(
     return table
 
 
+SUITE_COLUMNS = ("mean_ttft_ms", "mean_e2e_ms", "p99_e2e_ms", "mean_slowdown", "slo_attainment", "loads_per_100")
+
+
+def suite_table(policies: Sequence[str], results: Mapping[str, Mapping[str, Any]]) -> Table:
+    """All scenarios in one table: a row a policy, the difference against the first policy as in `comparison_table`."""
+    count = max(int(result["episodes"]) for result in results.values())
+    table = Table(title=f"{len(results)} scenarios, mean over {count} traces each", title_justify="left")
+    table.add_column("scenario", no_wrap=True)
+    table.add_column("policy", no_wrap=True)
+    for column in ("request\nper s", *(name.replace("_", "_\n", 1) for name in SUITE_COLUMNS)):
+        table.add_column(column, justify="right")
+    table.add_column(f"mean_e2e vs {policies[0]}, s [95 %]", justify="right")
+    table.add_column("P(better)", justify="right")
+    table.add_column("p, Holm", justify="right")
+    for scenario, result in results.items():
+        for policy in policies:
+            row, first = result["mean"][policy], policy == policies[0]
+            rate = "" if result["rate_per_s"] is None else f"{result['rate_per_s']:.3f}"
+            cells = [
+                (COLUMNS | {"mean_slowdown": "{:.1f}", "loads_per_100": "{:.1f}"})[c].format(row[c])
+                for c in SUITE_COLUMNS
+            ]
+            versus = ["", "", ""] if first else _versus(result, policy)
+            table.add_row(scenario if first else "", policy, rate if first else "", *cells, *versus)
+        table.add_section()
+    return table
+
+
+def _versus(result: Mapping[str, Any], policy: str) -> list[str]:
+    """Difference with interval, probability of improvement, p-value corrected for the number of scenarios."""
+    stored = result["mean_e2e_ms_difference"][policy]
+    return [_difference(difference_of(result, policy)), f"{stored['p_better']:.2f}", f"{stored['p_holm']:.2g}"]
+
+
+def difference_of(result: Mapping[str, Any], policy: str) -> Difference:
+    """A scenario's paired difference of mean E2E, from its figures."""
+    stored = result["mean_e2e_ms_difference"][policy]
+    return Difference(stored["mean"], stored["low"], stored["high"])
+
+
 def _difference(d: Difference) -> str:
     return f"{d.mean / 1e3:+.2f} [{d.low / 1e3:+.2f}, {d.high / 1e3:+.2f}]"
 
@@ -70,10 +111,25 @@ def write_parquet(path: Path, tables: Sequence[pa.Table]) -> None:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Atomically, sorted keys; NaN as null."""
-    text = json.dumps(_plain(values), indent=2, sort_keys=True, allow_nan=False)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, suffix=".part") as file:
-        file.write(text + "\n")
-    Path(file.name).replace(path)
+    write_text(path, json.dumps(_plain(values), indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Atomically."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def writable(file: str) -> Path:
+    """A file that a command is asked to write, checked before the work. Raises ConfigError if its folder is not there."""
+    path = Path(file)
+    if path.is_dir() or not path.parent.is_dir():
+        raise ConfigError(f"file is '{file}'; accepted: a file in a folder that exists")
+    return path
 
 
 def _plain(value: Any) -> Any:

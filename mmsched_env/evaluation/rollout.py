@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from .. import metrics
 from ..core import Simulation
 from ..errors import MmschedError
-from ..policy import Policy
+from ..policy import Policy, SimulationPolicy
 from ..workload.trace import RequestTrace
 
 
@@ -26,8 +26,10 @@ class Episode:
     """wall-clock seconds of each decision; no part of the results, which are the same in every run"""
 
 
-def run_episode(simulation: Simulation, policy: Policy, trace: RequestTrace, seed: int) -> Episode:
+def run_episode(simulation: Simulation, policy: Policy, trace: RequestTrace, seed: int, skip: int = 0) -> Episode:
     """Let `policy` schedule `trace` to its end in environment 0 of `simulation`.
+
+    The first `skip` requests are served but not measured (warm-up); loads and other counts are of the whole episode.
 
     Raises
     ------
@@ -35,7 +37,9 @@ def run_episode(simulation: Simulation, policy: Policy, trace: RequestTrace, see
         The policy took an illegal action.
     """
     policy.reset(simulation.layout, seed)  # first: it may refuse the layout, and the simulation may have to compile
-    simulation.reset(0, trace)
+    simulation.reset(0, trace, seed)
+    if isinstance(policy, SimulationPolicy):
+        policy.attach(simulation)
     action = np.zeros(1, np.int64)
     decision_s: list[float] = []
     while True:
@@ -50,7 +54,7 @@ def run_episode(simulation: Simulation, policy: Policy, trace: RequestTrace, see
             raise MmschedError(f"policy {type(policy).__name__} chose an illegal action: {what}")
         if outcome["terminated"] or outcome["truncated"]:
             break
-    records = simulation.episode_requests(0)
+    records = simulation.episode_requests(0)[skip:]
     summary = metrics.summary(records, simulation.state[0])
     summary["decisions"] = float(len(decision_s))
     return Episode(metrics.per_request(records), summary, np.array(decision_s))

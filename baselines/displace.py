@@ -1,0 +1,59 @@
+"""PREEMPT of running work where it pays: what the waiting request gains against what the work put off loses."""
+
+from __future__ import annotations
+
+from .parts import (
+    INSTANCE,
+    REQUEST,
+    WAIT,
+    instance_of,
+    may_be_preempted,
+    room_when_left,
+    service_seconds,
+    slots_per_gpu,
+)
+from .view import part, preempt_index
+
+
+@part
+def displace_request(view, q, factor):  # type: ignore[no-untyped-def]
+    """Preempt the longest request of a full instance of the same model for the request of slot q; WAIT: not worth it."""
+    for g in range(view.gpus.shape[0]):
+        i = instance_of(view, view.queue[q].model, g)
+        if i < 0 or view.instances[i].free_seats > 0.0:
+            continue
+        row = view.instances[i]
+        action = preempt_index(view, i, REQUEST)
+        if view.mask[action] == 0 or row.weight_seated == 0.0:
+            continue
+        saved = view.queue[q].weight * row.next_finish_s
+        service = service_seconds(view, q, g, int(row.level))
+        if saved > factor * row.longest_weight * service:
+            return action
+    return WAIT
+
+
+@part
+def displace_instance(view, q, g, k, wait_s, factor):  # type: ignore[no-untyped-def]
+    """Preempt an instance of GPU g to load the model of slot q at level k; WAIT: none is worth it."""
+    if instance_of(view, view.queue[q].model, g) >= 0:
+        return WAIT
+    slots = slots_per_gpu(view)
+    need = view.pairs[q, g].gpu_need_gb[k]
+    room, _ = room_when_left(view, g)
+    best = WAIT
+    most = 0.0
+    for i in range(g * slots, (g + 1) * slots):
+        row = view.instances[i]
+        action = preempt_index(view, i, INSTANCE)
+        if not may_be_preempted(view, i):
+            continue
+        if room + row.gpu_gb + row.kv_gb < need:
+            continue
+        busy_s = view.pairs[q, g].load_s[k] + service_seconds(view, q, g, k)
+        gain = view.queue[q].weight * (wait_s - row.unload_s)
+        loss = row.weight_seated * (row.unload_s + busy_s + row.reload_s)
+        if gain > factor * loss and gain - loss > most:
+            best = action
+            most = gain - loss
+    return best

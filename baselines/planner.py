@@ -1,0 +1,179 @@
+"""Look-ahead by rollouts: policy improvement over a base rule. Source: Bertsekas and Castanon 1999; parallel rollout, 2004.
+
+Each candidate action is tried in `samples` imagined worlds (`mmsched_env.imagine`: lengths drawn from their predictions,
+arrivals from observed rates, nothing hidden is read), the base rule deciding from then on until all requests there are
+served. The worlds are the same for all candidates. The candidate of the least flow time is taken, if it beats the
+base rule's own action by more than `caution` standard errors. Candidates are what the base and other rules would do,
+waiting, and legal dispatches of the oldest requests and unloads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmsched_env.action import ActionLayout, Kind
+from mmsched_env.core import Simulation, Snapshot
+from mmsched_env.errors import MmschedError, unknown_name
+from mmsched_env.imagine import imagined_worlds
+from mmsched_env.observation import BLOCKS
+
+from .base import RulePolicy
+from .cmu import Cmu
+from .collate import Collate
+from .composite import Composite
+from .least_loaded import LeastLoaded
+from .mect import Mect
+from .memory import copies
+from .parts import WAIT
+
+RULES: dict[str, type[RulePolicy]] = {
+    "composite": Composite,
+    "mect": Mect,
+    "least_loaded": LeastLoaded,
+    "collate": Collate,
+    "cmu": Cmu,
+}
+"""rules that may be the base; the others propose candidates"""
+
+
+class Planner:
+    """Rollout policy improvement.
+
+    Parameters
+    ----------
+    base
+        Rule that decides in the rollouts: composite, mect, least_loaded, collate or cmu.
+    samples
+        Imagined worlds.
+    horizon_s
+        Seconds of arrivals in them.
+    width
+        Candidates at most.
+    caution
+        Standard errors of the paired difference by which a candidate must beat the base rule's action.
+    sigma
+        Spread the length predictions are taken to have (assumed; the default of `workload.prediction`).
+    max_rounds
+        Decisions of a rollout at most.
+
+    Raises
+    ------
+    ConfigError
+        An unknown base rule.
+    """
+
+    is_bound = False
+
+    def __init__(
+        self,
+        base: str = "composite",
+        samples: int = 4,
+        horizon_s: float = 20.0,
+        width: int = 12,
+        caution: float = 1.0,
+        sigma: float = 0.5,
+        max_rounds: int = 1000,
+    ) -> None:
+        if base not in RULES:
+            raise unknown_name("base rule", base, RULES)
+        self.base, self.samples, self.horizon_s, self.width = base, int(samples), float(horizon_s), int(width)
+        self.caution, self.sigma, self.max_rounds = float(caution), float(sigma), int(max_rounds)
+
+    def reset(self, layout: ActionLayout, seed: int) -> None:
+        """A new episode; `seed` drives the imagined worlds."""
+        self._layout, self._rng = layout, np.random.default_rng(seed)
+        self._source: Simulation | None = None
+        self._rules = [self._rule(name) for name in [self.base, *(name for name in RULES if name != self.base)]]
+        for rule in self._rules:
+            rule.reset(layout, seed)
+
+    def _rule(self, name: str) -> RulePolicy:
+        return RULES[name]()
+
+    def attach(self, simulation: Simulation) -> None:
+        """Plan for environment 0 of `simulation`."""
+        self._source = simulation
+        self._branches = Simulation(simulation.config, self.width * self._num_worlds())
+
+    def _num_worlds(self) -> int:
+        return self.samples
+
+    def _worlds(self, simulation: Simulation) -> list[Snapshot]:
+        return imagined_worlds(simulation, self.samples, self.horizon_s, self.sigma, self._rng)
+
+    def act(self, observation: Mapping[str, NDArray[Any]], mask: NDArray[Any]) -> int:
+        """The candidate of the least expected flow time.
+
+        Raises
+        ------
+        MmschedError
+            `attach` has not been called in this episode.
+        """
+        if self._source is None:
+            raise MmschedError("the planner needs the simulation it decides for; accepted: attach() before act()")
+        worlds = self._worlds(self._source)
+        self._branches.restore(worlds[0], slice(0, 1))
+        proposals = (
+            self._proposals()
+        )  # rules look at every decision point, also where there is no choice: they remember
+        candidates = self._candidates(proposals, np.flatnonzero(mask))
+        if len(candidates) == 1:
+            return candidates[0]
+        count = len(candidates)
+        for w, world in enumerate(worlds):
+            self._branches.restore(world, slice(w * count, (w + 1) * count))
+        rewards = self._roll(np.tile(candidates, len(worlds))).reshape(len(worlds), count)
+        gain = rewards - rewards[:, :1]
+        error = gain.std(axis=0, ddof=1) / np.sqrt(len(worlds)) if len(worlds) > 1 else np.zeros(count)
+        return candidates[int(np.argmax(gain.mean(axis=0) - self.caution * error))]
+
+    def _proposals(self) -> list[int]:
+        """What each rule would do now, the base first."""
+        actions = np.zeros(len(self._rules), np.int64)
+        for at, rule in enumerate(self._rules):
+            self._decide(rule, rule.memory, actions[at : at + 1], 1)
+        return [int(action) for action in actions]
+
+    def _decide(self, rule: RulePolicy, memory: Any, actions: NDArray[np.int64], count: int) -> None:
+        """The rule's actions in the first `count` branches."""
+        current = self._branches.current
+        self._tell(memory, count)
+        rule.decide([current.records[block][:count] for block in BLOCKS], current.mask[:count], memory, actions)
+
+    def _tell(self, memory: Any, count: int) -> None:
+        """Write to the memories of the first `count` branches what a bound knows beforehand."""
+
+    def _candidates(self, proposals: list[int], legal: NDArray[np.int64]) -> list[int]:
+        """Distinct legal actions, the base rule's first, `width` at most."""
+        dispatch, unload = [], []
+        best: dict[tuple[int, int], int] = {}
+        for index in legal.tolist():
+            action = self._layout.decode(index)
+            if action.kind == Kind.DISPATCH:
+                best[action.queue_slot, action.gpu] = index  # levels rise: the deepest legal one stays
+            elif action.kind == Kind.PREEMPT and action.scope == 0:
+                unload.append(index)
+        dispatch = list(best.values())
+        ordered = [*proposals, WAIT, *dispatch[: self.width // 2], *unload, *dispatch[self.width // 2 :]]
+        allowed = set(legal.tolist())
+        return [index for index in dict.fromkeys(ordered) if index in allowed][: self.width]
+
+    def _roll(self, first: NDArray[np.int64]) -> NDArray[np.float64]:
+        """[N] rewards of taking `first` and letting the base rule decide from then on."""
+        branches, count = self._branches, len(first)
+        actions = np.zeros(branches.num_envs, np.int64)
+        actions[:count] = first
+        base = self._rules[0]
+        memory = copies(base.memory, count)
+        rewards = np.zeros(count)
+        for _ in range(self.max_rounds):
+            outcomes = branches.step(actions)[:count]
+            rewards += outcomes["reward"]
+            if np.all(outcomes["terminated"] | outcomes["truncated"]):
+                break
+            self._decide(base, memory, actions[:count], count)
+        return rewards

@@ -1,0 +1,72 @@
+"""OFFLOAD where it pays: to let a request in, and to give layers back to the GPU."""
+
+from __future__ import annotations
+
+from .parts import (
+    INSTANCE,
+    WAIT,
+    deepest_level,
+    instance_of,
+    room_when_idle_leave,
+    slots_per_gpu,
+    victim_on,
+)
+from .view import offload_index, part, preempt_index
+
+
+@part
+def admit_by_resize(view, q, after_s):  # type: ignore[no-untyped-def]
+    """OFFLOAD of its model's instance to the deepest level that has memory for the request of slot q; WAIT: none."""
+    if view.queue[q].age_s < after_s:
+        return WAIT
+    for g in range(view.gpus.shape[0]):
+        i = instance_of(view, view.queue[q].model, g)
+        if i < 0 or view.pairs[q, g].fits[int(view.instances[i].level)] > 0.0:
+            continue
+        k = deepest_level(view, q, g)
+        if k >= 0 and view.mask[offload_index(view, i, k)] == 1:
+            return offload_index(view, i, k)
+    return WAIT
+
+
+@part
+def keeps_out(view, i, k):  # type: ignore[no-untyped-def]
+    """Would instance i at level k have no memory for a waiting request of its model that it has memory for now?"""
+    row = view.instances[i]
+    for q in range(view.queue.shape[0]):
+        if view.queue[q].present > 0.0 and view.queue[q].model == row.model:
+            fits = view.pairs[q, i // slots_per_gpu(view)].fits
+            if fits[int(row.level)] > 0.0 and fits[k] == 0.0:
+                return True
+    return False
+
+
+@part
+def worthwhile_resize(view, gain, eviction):  # type: ignore[no-untyped-def]
+    """The OFFLOAD whose saving for the instance's requests exceeds `gain` times its seconds by most, or the PREEMPT of
+    an idle instance that is in its way (and whose reload is then part of the price); WAIT: none."""
+    best = WAIT
+    most = 0.0
+    for i in range(view.instances.shape[0]):
+        row = view.instances[i]
+        if row.num_running == 0.0 or row.ready == 0.0 or row.draining > 0.0:
+            continue
+        victim = victim_on(view, i // slots_per_gpu(view), i, eviction)
+        for k in range(row.level_step_s.shape[0]):
+            if k == row.level or row.level_gb[k] == 0.0 or keeps_out(view, i, k):
+                continue
+            action = offload_index(view, i, k)
+            price = row.resize_s[k]
+            if view.mask[action] == 0:
+                if victim < 0 or row.level_gb[k] < row.gpu_gb + row.kv_gb:
+                    continue
+                room, _ = room_when_idle_leave(view, i // slots_per_gpu(view))
+                if row.level_gb[k] - row.gpu_gb - row.kv_gb > room:
+                    continue
+                action = preempt_index(view, victim, INSTANCE)
+                price += view.instances[victim].unload_s + view.instances[victim].reload_s
+            saved = row.longest_left_tokens * (row.step_s - row.level_step_s[k]) - gain * price
+            if saved > most:
+                best = action
+                most = saved
+    return best

@@ -1,0 +1,45 @@
+"""What rules are written in: the observation by field name, and action indices. Plain loops, compiled by Numba."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numba
+
+
+class View(NamedTuple):
+    """Observations by field name: record arrays, see `mmsched_env.observation.TABLE`.
+
+    One environment's, as rules see it; with an axis more in front, those of a batch.
+    """
+
+    queue: Any  # (Q,)
+    instances: Any  # (I,)
+    gpus: Any  # (G,)
+    models: Any  # (M,)
+    pairs: Any  # (Q, G), fields (K,)
+    whole: Any  # (1,)
+    mask: Any  # (A,) int8
+    memory: Any  # (), see memory.py
+
+
+def part(function: Callable[..., Any]) -> Any:
+    """Compile a piece that rules share."""
+    return numba.njit(error_model="numpy")(function)
+
+
+@part
+def dispatch_index(view, q, g, k):  # type: ignore[no-untyped-def]
+    return 1 + (q * view.pairs.shape[1] + g) * view.pairs[q, g].load_s.shape[0] + k
+
+
+@part
+def preempt_index(view, i, scope):  # type: ignore[no-untyped-def]
+    levels = view.instances[i].level_step_s.shape[0]
+    return 1 + view.pairs.shape[0] * view.pairs.shape[1] * levels + 2 * i + scope
+
+
+@part
+def offload_index(view, i, k):  # type: ignore[no-untyped-def]
+    return preempt_index(view, view.instances.shape[0], 0) + i * view.instances[i].level_step_s.shape[0] + k
