@@ -92,9 +92,9 @@ def sweeps() -> dict[str, list[tuple[int, float]]]:
     found: dict[str, list[tuple[int, float]]] = {}
     with (PROFILES.parent / "measurements" / "offload_sweeps.csv").open(newline="") as file:
         for row in csv.DictReader(file):
-            if row["test"] == "tg" and row["series_id"] in ("S05", "S06", "S06b", "S11"):
-                units = min(int(row["n_gpu_layers"]), int(row["n_layers"]) + 1)
-                found.setdefault(row["series_id"], []).append((units, float(row["tokens_per_s"])))
+            if row["operation"] == "decode" and row["series"] in ("S05", "S06", "S06b", "S11"):
+                units = min(int(row["n_gpu_layers"]), int(row["num_layers"]) + 1)
+                found.setdefault(row["series"], []).append((units, float(row["value"])))
     return found
 
 
@@ -296,15 +296,17 @@ def findings_table() -> str:
     long_low, long_high = preempt(2, 0, prompt=PROMPTS[0]), preempt(2, 0, prompt=PROMPTS[-1])
     apart = max(abs(preempt(m, 0).total - preempt(m, 1).total) for m in range(3))
     rows = [
-        "Decode throughput falls non-linearly with residency | convex in the bytes on the GPU, every model, GPU and unit (in "
-        "units too, up to the head, which is less than a layer of the 70B) | **assumed**: time "
+        "Decode throughput falls non-linearly with residency | convex in the bytes on the GPU, every model, GPU and unit "
+        "between the first on the GPU and the last | **assumed**: time "
         "is linear in the units on each side, so the rate is convex whatever the numbers; the measured sweeps are below "
         "their chord too, and the linear law meets them within the errors of [cost_model.md](cost_model.md)",
-        f"... and differs by model | at half residency {share0[0, 1, half]:.0%}, {share0[1, 1, half]:.0%} and "
-        f"{share0[2, 1, half]:.0%} of the full rate are left (8B, 32B, 70B; A6000) | **reproduced**, though the spread is "
-        "small; shapes and rates of the GPU are measured, the host is assumed",
-        f"Smaller models lose the larger share | at 80 % residency {share0[0, 1, near]:.0%}, {share0[1, 1, near]:.0%}, "
-        f"{share0[2, 1, near]:.0%} are left: yes. At 70 % and below: **no, the other way round** | **not reproduced** as a whole, see below",
+        f"... and differs by model | at 80 % residency {share0[0, 1, near]:.0%}, {share0[1, 1, near]:.0%} and "
+        f"{share0[2, 1, near]:.0%} of the full rate are left (8B, 32B, 70B; A6000), at half hardly differently "
+        f"({share0[0, 1, half]:.0%}, {share0[1, 1, half]:.0%}, {share0[2, 1, half]:.0%}) | **reproduced**; shapes and rates "
+        "of the GPU are measured, the host is assumed",
+        f"Smaller models lose the larger share | 8192 tokens of context: yes, at every residency "
+        f"({share8k[0, 1, half]:.0%}, {share8k[1, 1, half]:.0%}, {share8k[2, 1, half]:.0%} are left at half). Context 0: "
+        "from 80 % up; at half and below **slightly the other way round** | **reproduced** but for short contexts at low residency",
         f"Preemption takes 2.6-7.3 s (3B-14B, FP16) | {ends[0]:.1f}-{ends[1]:.1f} s | **fitted**, no check: the load's "
         "constant and rate come from these two numbers, read as the 3B's and the 14B's (the 14B's input embedding stays in "
         "RAM, hence less than 7.3). Only the 8B lies between, where any rising law puts it",
@@ -315,7 +317,7 @@ def findings_table() -> str:
         "tokens | **reproduced**; rests on measured copy rates and the fitted load",
         f"Longer sequences make it worse | 14B, 512 to 16384 prompt tokens: {long_low.total:.2f} to {long_high.total:.2f} s; "
         f"rate left at half residency for the 8B: {share0[0, 1, half]:.0%} at context 0, {share8k[0, 1, half]:.0%} at 8192 | "
-        "**reproduced**; the KV rate of CPU layers is assumed",
+        "**reproduced**; the KV rate of CPU layers is that of other hosts",
         "A slower link makes it worse | preemption: only its KV copies, and the load below 5.1 GB/s; long prompts: "
         "yes; decode: not at all | **partly**, see below",
         f"The cost differs by platform | at most {apart * 1e3:.0f} ms between the two GPUs | **not reproduced**: load law "
@@ -332,7 +334,7 @@ def _spread(model: int, gpu: int) -> float:
 def page() -> str:
     """The page's text."""
     host = load_host(CLUSTER.hosts[0])
-    constant = even_constant()
+    constant, hybrid = even_constant(), load_gpu(CLUSTER.gpus[1]).hybrid_s
     values: dict[str, Callable[[], str]] = {
         "findings": findings_table,
         "shares_0": lambda: share_table(0),
@@ -346,6 +348,9 @@ def page() -> str:
     return TEXT.format(
         host_read=host.read.value / 1e9,
         constant=constant * 1e3,
+        launch_us=load_gpu(CLUSTER.gpus[1]).layer_s.value * 1e6,
+        hybrid=hybrid.value * 1e3,
+        hybrid_spread=hybrid.spread,
         launch_8b=launches[0],
         launch_70b=launches[2],
         prompt=PROMPT,
@@ -375,14 +380,15 @@ Share of the full-residency decode rate that is left; brackets: weights do not f
 Context 8192:
 
 {shares_8k}
-**Smaller models lose more: only near full residency.** Two effects work against each other. The output head leaves the
-GPU first and is a larger part of a small model: it makes the 8B lose most at 80-90 %. But every resident layer costs
-85 us of launches, {launch_8b:.0%} of the 8B's step and {launch_70b:.0%} of the 70B's on the A6000; a layer that moves to
-the CPU saves them, which helps small models: from 70 % down the 8B keeps the larger share. In tokens/s the smaller
-model loses more at every residency. What would turn it: a constant of {constant:.1f} ms whenever layers are on both
-sides (same loss of 8B and 70B at half residency, context 0). The CUDA sweeps behind the profiles, of 7-32B models each
-on its own machine, fit 0 ms beyond the CPU's own; integrated GPUs and remote backends show 3-5 ms. None of our sweeps
-has two sizes on one machine, so the profiles stay as fitted.
+**Smaller models lose more, but for short contexts at low residency.** Three effects work against each other. The output
+head leaves the GPU first and is a larger part of a small model, and having layers on both sides costs {hybrid:.1f} ms a
+step whatever the model: both make the 8B lose most at 80-90 %. A long context slows CPU layers more than GPU layers, and
+weighs more in a small model. But every resident layer costs {launch_us:.0f} us of launches, {launch_8b:.0%} of the 8B's
+step and {launch_70b:.0%} of the 70B's on the A6000; a layer that moves to the CPU saves them, which helps small models.
+In tokens/s the smaller model loses more at every residency. What would turn the rest: {constant:.1f} ms more whenever
+layers are on both sides (same loss of 8B and 70B at half residency, context 0). The sweeps behind the profiles, each on
+its own machine, give the {hybrid:.1f} ms with a standard error of {hybrid_spread:.0%}; none of them has two sizes on one
+machine.
 
 ## Preemption
 

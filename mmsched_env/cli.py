@@ -9,6 +9,15 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": ("mmsched_env.agents.__main__", "train an agent: mmsched train experiment=smoke"),
     "evaluate": ("mmsched_env.evaluation.__main__", "compare policies: mmsched evaluate policies=[fcfs,mect]"),
+    "workload": (
+        "mmsched_env.workload.__main__",
+        "show, fit or convert a workload: mmsched workload show scenario=steady",
+    ),
+    "report": ("mmsched_env.reporting.__main__", "one page about an evaluation: mmsched report runs/evaluate/x"),
+    "export-trace": (
+        "mmsched_env.evaluation.export_trace",
+        "one episode as a file for ui.perfetto.dev: mmsched export-trace policy=mect",
+    ),
     "calibrate": ("mmsched_env.calibration.__main__", "hardware profiles from measurements: mmsched calibrate fit"),
     "catalogue": ("mmsched_env.costmodel.__main__", "list the GPU, host and model profiles with their provenance"),
 }
@@ -16,7 +25,7 @@ COMMANDS = {
 
 
 def usage() -> str:
-    lines = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
+    lines = [f"  {name:<13} {text}" for name, (_, text) in COMMANDS.items()]
     return (
         "usage: mmsched COMMAND [key=value ...]\n\n"
         + "\n".join(lines)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from importlib import resources
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra import compose, initialize_config_module
@@ -46,6 +47,16 @@ def check_overrides(command: str, overrides: Sequence[str]) -> None:
         fail(f"{message} (see `mmsched {command} --help`)")
 
 
+def composed(config_name: str, overrides: Sequence[str], command: str) -> DictConfig:
+    """``conf/<config_name>.yaml`` with overrides, for a command that is no experiment (no output folder, no sweeps)."""
+    try:
+        with initialize_config_module(CONF, version_base="1.3"):
+            return compose(config_name, overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        message = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+        fail(f"{message} (see `mmsched {command} --help`)")
+
+
 def with_one_line_errors(action: Callable[[], Any]) -> Any:
     """Run `action`; bad input prints one line and exits with status 2, Ctrl-C with 130."""
     try:
@@ -57,7 +68,7 @@ def with_one_line_errors(action: Callable[[], Any]) -> Any:
         raise SystemExit(130) from None
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """Print one line to stderr and exit with status 2."""
     print(f"mmsched: error: {message}", file=sys.stderr)
     raise SystemExit(2)
@@ -65,10 +76,14 @@ def fail(message: str) -> None:
 
 def env_config_of(config: DictConfig) -> EnvConfig:
     """The environment's part of a composed configuration."""
-    keys = [field.name for field in fields(EnvConfig)]
+    return env_config(env_values_of(config))
+
+
+def env_values_of(config: DictConfig) -> dict[str, Any]:
+    """The same as plain values."""
     values = OmegaConf.to_container(config, resolve=True)
     assert isinstance(values, dict)
-    return env_config({key: values[key] for key in keys})
+    return {field.name: values[field.name] for field in fields(EnvConfig)}
 
 
 def scenario_names() -> list[str]:
@@ -77,8 +92,15 @@ def scenario_names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
+def scenario_ids() -> list[str]:
+    """Ids of the scenarios, each with the version that its file states."""
+    folder = resources.files(CONF) / "scenario"
+    return [str(OmegaConf.load(str(folder / f"{name}.yaml")).scenario.name) for name in scenario_names()]
+
+
 def with_scenario(config_name: str, scenario: str) -> DictConfig:
-    """The running command's configuration composed again with another scenario."""
+    """The running command's configuration composed again with another scenario, by file name or id (``<name>-v0``)."""
+    scenario = re.sub(r"-v\d+$", "", scenario) if scenario in scenario_ids() else scenario
     if scenario not in scenario_names():
         raise unknown_name("scenario", scenario, scenario_names())
     overrides = list(HydraConfig.get().overrides.task)

@@ -65,7 +65,7 @@ def test_real_traces_are_served_to_the_end(tmp_path: Path, kind: str, count: int
 
 BAD = {
     "unknown command": (["fly"], "unknown command 'fly'; accepted: train, evaluate"),
-    "unknown policy": (["evaluate", "policies=[mecd]"], "'mecd' (did you mean 'mect'?); accepted: fcfs"),
+    "unknown policy": (["evaluate", "policies=[mecd]"], "'mecd' (did you mean 'mect'?); accepted: "),
     "unknown policy setting": (["evaluate", "policies=[{name: mect, gian: 1}]"], "setting of policy mect 'gian'"),
     "policy setting of the wrong type": (["evaluate", "policies=[{name: mect, resize_gain: much}]"], "much"),
     "no policy": (["evaluate", "policies=[]"], "policies is []"),
@@ -116,3 +116,12 @@ def test_help(command: list[str], tmp_path: Path) -> None:
     run = mmsched(*command, "--help", cwd=tmp_path)
     assert run.returncode == 0
     assert "mmsched" in run.stdout and "Traceback" not in run.stderr
+
+
+def test_an_episode_is_exported_for_perfetto(tmp_path: Path) -> None:
+    run = mmsched("export-trace", "policy=mect", "workload.num_requests=20", "file=mect.json", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert len(json.loads((tmp_path / "mect.json").read_text())["traceEvents"]) > 100
+    wrong = mmsched("export-trace", "file=nowhere/mect.json", cwd=tmp_path)
+    assert wrong.returncode == 2 and "accepted: a file in a folder that exists" in wrong.stderr
+    assert len(wrong.stderr.splitlines()) == 1

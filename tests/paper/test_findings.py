@@ -36,11 +36,12 @@ def test_the_page_is_what_the_profiles_say(paper: ModuleType) -> None:
 
 
 def test_rate_is_convex_in_residency_by_construction(paper: ModuleType) -> None:
-    """Not a check of the profiles: a time that is linear in the units on each side cannot give anything else."""
+    """Not a check of the profiles: a time that is linear in the units on each side cannot give anything else. The
+    constant of running on both sides comes with the first unit and goes with the last."""
     for model in paper.OFFLOADED:
         on_gpu, rate = paper.by_unit(model)
         slope = np.diff(rate, axis=1) / np.diff(on_gpu)
-        assert (slope > 0).all() and (np.diff(slope, axis=1) > 0).all()
+        assert (slope[:, 1:] > 0).all() and (np.diff(slope[:, 1:-1], axis=1) > 0).all()
 
 
 def test_measured_sweeps_lie_below_their_chord(paper: ModuleType) -> None:
@@ -56,18 +57,16 @@ def test_measured_sweeps_lie_below_their_chord(paper: ModuleType) -> None:
 
 @pytest.mark.parametrize("gpu", [0, 1])
 def test_degradation_differs_by_model(paper: ModuleType, gpu: int) -> None:
-    half = paper.kept(0)[:, gpu, 5]
-    assert half.max() - half.min() > 0.03
+    near = paper.kept(0)[:, gpu, 8]
+    assert near.max() - near.min() > 0.05
 
 
 @pytest.mark.parametrize("gpu", [0, 1])
-def test_smaller_models_lose_more_near_full_residency_only(paper: ModuleType, gpu: int) -> None:
-    """Reproduced at 80 and 90 %; from 70 % down the profiles say the opposite (context 0)."""
-    share = paper.kept(0)[:, gpu]
-    for k in (8, 9):
-        assert share[0, k] < share[1, k] < share[2, k]
-    for k in range(8):
-        assert share[0, k] > share[1, k] > share[2, k]
+def test_smaller_models_lose_more_but_for_short_contexts_at_low_residency(paper: ModuleType, gpu: int) -> None:
+    short, long = paper.kept(0)[:, gpu], paper.kept(8192)[:, gpu]
+    assert (np.diff(long[:, :10], axis=0) > 0).all()
+    assert (np.diff(short[:, 8:10], axis=0) > 0).all()
+    assert (np.diff(short[:, :6], axis=0) < 0).all()
 
 
 def test_smaller_models_lose_more_tokens_per_second_everywhere(paper: ModuleType) -> None:
@@ -77,7 +76,7 @@ def test_smaller_models_lose_more_tokens_per_second_everywhere(paper: ModuleType
 
 def test_a_constant_of_hybrid_steps_would_turn_it(paper: ModuleType) -> None:
     constant = paper.even_constant()
-    assert 3e-3 < constant < 5e-3
+    assert 1e-3 < constant < 4e-3
     even = paper.kept(0, constant)[:, 1, 5]
     assert even[0] == pytest.approx(even[2], rel=1e-6)
     more = paper.kept(0, 1.5 * constant)[:, 1, 5]

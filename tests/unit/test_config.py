@@ -68,7 +68,7 @@ def test_unknown_profiles_are_named(tiny: Any) -> None:
     from mmsched_env.env import ServingEnv
 
     for values, words in (
-        ({"cluster": {"gpus": ["rtx-3090"], "gpu_hosts": [0]}}, "rtx-3090-24gb"),
+        ({"cluster": {"gpus": ["rtx-3099"], "gpu_hosts": [0]}}, "rtx-3090-24gb"),
         ({"models": {"names": ["llama-3.2-1b"]}}, "llama-3.2-1b-f16"),
         ({"cluster": {"gpus": ["rtx-3090-24gb"], "hosts": ["desktop"], "gpu_hosts": [0]}}, "desktop-ddr4"),
     ):
