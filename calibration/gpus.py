@@ -66,6 +66,9 @@ def gpu_profile(name: str, found: Evidence, errors: dict[str, FitError]) -> GpuP
         stream_min_tokens=Number(32, "tokens", "imported", "llama.cpp's rule: smaller batches stay on the CPU"),
         **_link(name, found),
         **_loading(found),
+        operation_share=Number(
+            0.0, "share", "assumed", "copies run beside kernels; nobody published by how much they do not"
+        ),
         errors=errors,
     )
 

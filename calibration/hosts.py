@@ -121,5 +121,6 @@ def _host(
         disk_load=Number(
             found.loads.disk_rate, "B/s", "assumed", f"other hosts, all loads bound alike; {slope_source}"
         ),
+        interference=Number(0.0, "share", "assumed", "nobody published two busy devices of one host"),
         errors=errors,
     )

@@ -55,7 +55,12 @@ TABLE: dict[str, tuple[str, str, tuple[tuple[str, str, str, str], ...]]] = {
             ("resizing", "", "0/1", "changing its level"),
             ("draining", "", "0/1", "an action waits for the end of its iteration"),
             ("saving", "", "0/1", "KV of a preempted request is being saved"),
-            ("operation_left_s", "", "s", "until load, unload, save or resize ends, with disk and links to itself"),
+            (
+                "operation_left_s",
+                "",
+                "s",
+                "until load, unload, save or resize ends, with disk, links and GPU to itself",
+            ),
             ("num_seated", "", "count", "requests on it"),
             ("num_running", "", "count", "of them in prefill or decoding"),
             ("free_seats", "", "count", "requests it can still take"),

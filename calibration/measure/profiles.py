@@ -367,6 +367,7 @@ def make(device: Device, found: Sequence[Figures], source: str) -> tuple[GpuProf
         load=fitted(_rate(load, "load"), "B/s", load.spreads.get("load")),
         unload_s=fitted(max(unload.values.get("fixed", 0.0), 1e-4), "s", unload.spreads.get("fixed")),
         unload=fitted(_rate(unload, "unload"), "B/s", unload.spreads.get("unload")),
+        operation_share=assumed(0.0, "share"),
         errors={"decode": decode.error(), "prefill": prefill.error(), "load": load.error()},
     )
     return gpu, _host(device, found, decode, fitted, gpu)
@@ -396,6 +397,7 @@ def _host(device: Device, found: Sequence[Figures], decode: Fit, fitted: Maker, 
         batch=Curve(gpu.batch.value, "relative", "assumed", "as the device"),
         disk=rate,
         disk_load=rate,
+        interference=Maker("assumed", "not measured")(0.0, "share"),
     )
 
 

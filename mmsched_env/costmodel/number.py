@@ -69,9 +69,10 @@ def _number(data: dict[str, Any], unit: str, where: str) -> Number:
     _check_number(data, unit, where)
     value = data["value"]
     good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
-    # A rate of zero would be a division by zero; a duration of zero is a fair fit.
-    if not good or (value == 0 and unit != "s"):
-        raise ConfigError(f"{where}.value is {value!r}; accepted: a finite number {'>=' if unit == 's' else '>'} 0")
+    # A rate of zero would be a division by zero; a duration of zero is a fair fit, and a share of zero is none.
+    may_be_zero = unit in ("s", "share")
+    if not good or (value == 0 and not may_be_zero):
+        raise ConfigError(f"{where}.value is {value!r}; accepted: a finite number {'>=' if may_be_zero else '>'} 0")
     return Number(float(value), unit, data["provenance"], data["source"], data.get("spread"))
 
 

@@ -89,6 +89,9 @@ class GpuProfile:
     load: Annotated[Number, "B/s"]
     unload_s: Annotated[Number, "s"]
     unload: Annotated[Number, "B/s"]
+    operation_share: Annotated[Number, "share"]
+    """busy instances that a load, unload, save or restore counts for: 0 where copies run beside kernels, 1 where the
+    device's own processor does them (a CPU)"""
     errors: Mapping[str, FitError] = field(default_factory=dict)
 
 
@@ -109,6 +112,8 @@ class HostProfile:
     """all loads of the host together"""
     disk_load: Annotated[Number, "B/s"]
     """one load"""
+    interference: Annotated[Number, "share"]
+    """how much longer iterations take for each further GPU of the host that iterates"""
     errors: Mapping[str, FitError] = field(default_factory=dict)
 
 

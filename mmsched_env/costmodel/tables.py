@@ -30,7 +30,7 @@ class CostTables:
     """Everything the simulator knows about time and memory.
 
     One decode iteration of B requests with C context tokens in all, on an instance of model m on GPU g at level k,
-    while ``s_g`` instances share the GPU and ``s_c`` the host CPU, takes::
+    with the shares ``s_g`` of the GPU and ``s_c`` of the host CPU (docs/dynamics.md, R19), takes::
 
         iter_const + s_g (gpu_base batch_gpu[B] + gpu_head + gpu_kv B F_gpu(C / B))
                    + s_c (cpu_base batch_cpu[B] + cpu_head + cpu_kv B F_cpu(C / B))
@@ -96,6 +96,9 @@ class CostTables:
     link_in_rate: FloatArray  # [G] bytes/s, all transfers together
     link_out_rate: FloatArray  # [G]
     disk_rate: FloatArray  # [H]
+    # -- work side by side
+    operation_share: FloatArray  # [G] busy instances that a load, unload, save or restore counts for on its GPU
+    interference: FloatArray  # [H] share by which each further GPU that iterates slows iterations of the host
     gpu_host: IntArray  # [G] index of the host
     stream_min_tokens: IntArray  # [G] prompts at least this long are streamed (a very large number: never)
 
@@ -209,6 +212,8 @@ def _capacities(gpus: list[GpuProfile], hosts: list[HostProfile], cluster: Clust
         "link_in_rate": _floats([gpu.link_in.value for gpu in gpus]),
         "link_out_rate": _floats([gpu.link_out.value for gpu in gpus]),
         "disk_rate": _floats([host.disk.value for host in hosts]),
+        "operation_share": _floats([gpu.operation_share.value for gpu in gpus]),
+        "interference": _floats([host.interference.value for host in hosts]),
         "gpu_host": _ints(cluster.gpu_hosts),
         "stream_min_tokens": _ints([int(gpu.stream_min_tokens.value) for gpu in gpus]),
     }

@@ -129,7 +129,17 @@ def _draw(rng: Rng, seed: int) -> Scenario:
         reward={"flow_time": float(rng.choice([0.0, 1.0])), "slo_miss": 0.7, "slowdown": 0.3},
         policy=_policy(rng),
     )
-    return _with_noise(rng, scenario) if rng.random() < 0.3 else scenario  # last: leaves the draws above as they are
+    # last: these leave the draws above as they are
+    scenario = _with_noise(rng, scenario) if rng.random() < 0.3 else scenario
+    return dataclasses.replace(scenario, tables=scenario.tables | _side_by_side(rng, gpus, hosts))
+
+
+def _side_by_side(rng: Rng, g: int, h: int) -> dict[str, Array]:
+    """R19: devices that copy themselves, wholly, in part or not at all; GPUs of a host that slow each other."""
+    return {
+        "operation_share": rng.choice([0.0, 0.0, 0.4, 1.0], g),
+        "interference": rng.choice([0.0, 0.0, 0.25], h),
+    }
 
 
 def _with_noise(rng: Rng, s: Scenario) -> Scenario:

@@ -74,6 +74,8 @@ def hand_tables(num_gpus: int = 2) -> CostTables:
         link_in_rate=np.full(G, 7.0e9),
         link_out_rate=np.full(G, 8.0e9),
         disk_rate=np.full(1, 3.0e9),
+        operation_share=np.zeros(G),
+        interference=np.zeros(1),
         gpu_host=np.zeros(G, np.int64),
         stream_min_tokens=np.full(G, 64),
     )
@@ -197,6 +199,43 @@ def test_three_loads_share_disk_and_link_max_min(tiny: Any, trace_of: Any) -> No
     t = TABLES
     read0 = 0.8 + (1.2 - 0.8) + (t.file_bytes[0] - 0.4 * 2.0e9) / 1.5e9
     assert run.times("load_end")[0] == pytest.approx(read0 + t.gpu_weight_bytes[0, FULL] / 5.0e9, rel=1e-12)
+
+
+def two_models(monkeypatch: pytest.MonkeyPatch, config: Any, trace: Any, gpu: int, **changes: Any) -> tuple[Run, Any]:
+    """Request 0 (model 0, GPU 0) decodes throughout; request 1 (model 1) comes to `gpu` at 30 s. Also: the tables."""
+    tables = dataclasses.replace(TABLES, **changes)
+    monkeypatch.setattr(mmsched_env.core, "build_tables", lambda *args: tables)
+    return Run(config, trace, scripted([(0, FULL), (gpu, FULL)])), tables
+
+
+def test_busy_gpus_of_a_host_slow_each_other(monkeypatch: pytest.MonkeyPatch, tiny: Any, trace_of: Any) -> None:
+    trace = trace_of(arrival_s=[0.0, 30.0], model=[0, 1], prompt_tokens=50, output_tokens=[5000, 9])
+    run, t = two_models(monkeypatch, tiny(ubatch_tokens=UBATCH), trace, 1, interference=np.array([0.5]))
+    at = (1, 1, FULL)
+    end = 30.0 + t.init_s[1, 1] + t.file_bytes[1] / t.disk_cap[1, 1] + t.gpu_weight_bytes[1, FULL] / t.link_in_cap[1, 1]
+    end += t.iter_const[at]
+    end += 1.5 * (t.gpu_base[at] + t.gpu_head[at] + 50 * t.prefill_gpu[at] + t.gpu_attn[at] * 50**2 / 2)
+    for generated in range(1, 9):
+        end += t.iter_const[at] + 1.5 * (t.gpu_base[at] + t.gpu_head[at] + kv_seconds(at, 50 + generated))
+    assert run.records["finish_s"][1] == pytest.approx(end, rel=1e-9)
+    assert run.records["finish_s"][0] > end + 10.0
+
+
+def test_a_load_takes_turns_with_decoding_on_a_device_that_copies_itself(
+    monkeypatch: pytest.MonkeyPatch, tiny: Any, trace_of: Any
+) -> None:
+    """Without constants, GPU 0 is one processor: what request 1 has done there is what request 0 loses."""
+    config = tiny(ubatch_tokens=UBATCH)
+    trace = trace_of(arrival_s=[0.0, 30.0], model=[0, 1], prompt_tokens=50, output_tokens=[5000, 1])
+    no_constant = {"iter_const": 0 * TABLES.iter_const}
+    run, t = two_models(monkeypatch, config, trace, 0, operation_share=np.array([1.0, 0.0]), **no_constant)
+    alone, _ = two_models(monkeypatch, config, trace.select(slice(0, 1)), 0, **no_constant)
+    load = t.init_s[1, 0] + t.file_bytes[1] / t.disk_cap[1, 0] + t.gpu_weight_bytes[1, FULL] / t.link_in_cap[1, 0]
+    at = (1, 0, FULL)
+    chunk = t.gpu_base[at] + t.gpu_head[at] + 50 * t.prefill_gpu[at] + t.gpu_attn[at] * 50**2 / 2
+    assert run.times("load_end")[1] == pytest.approx(30.0 + 2 * load, rel=1e-9)
+    assert run.records["finish_s"][1] == pytest.approx(30.0 + 2 * (load + chunk), rel=1e-9)
+    assert run.records["finish_s"][0] == pytest.approx(alone.records["finish_s"][0] + load + chunk, rel=1e-9)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

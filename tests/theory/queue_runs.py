@@ -66,6 +66,8 @@ def flat_tables(limits: LimitsConfig, **changes: Any) -> CostTables:
         **{name: np.full((M, G), 1e9) for name in ("disk_cap", "link_in_cap")},
         **{name: np.full(G, 1e9) for name in ("kv_in_cap", "kv_out_cap", "link_in_rate", "link_out_rate")},
         disk_rate=np.full(1, 1e9),
+        operation_share=np.zeros(G),
+        interference=np.zeros(1),
         gpu_bytes=np.full(G, 10**12),
         host_bytes=np.full(1, 10**12),
         gpu_host=np.zeros(G, np.int64),

@@ -22,11 +22,13 @@ from ..state import (
     PREFILL,
     READY,
     SAME_INSTANT_S,
+    UNIT_IDLE,
 )
 from .arrays import fill
 from .costs import chunk_const, chunk_cpu, chunk_gpu, decode_cpu, decode_gpu, depth_segment, kv_cpu, kv_gpu
 from .logbook import record
 from .memory import gpu_of, mark
+from .transfers import set_slow
 
 
 @compiled
@@ -97,8 +99,8 @@ def plan(s, p, r, log, i):
         return
     s.it_start[i] = s.now
     s.it_before[i] = 0
-    s.it_share_gpu[i] = 0  # not counted yet: share_devices sets the times
-    s.it_share_cpu[i] = 0
+    s.it_share_gpu[i] = 0.0  # not counted yet: share_devices sets the times
+    s.it_share_cpu[i] = 0.0
 
 
 @compiled
@@ -151,22 +153,48 @@ def plan_decode(s, p, i, batch, context, count):
 
 @compiled
 def share_devices(s, p):
-    """Count the busy instances of every GPU and host CPU and re-time the iterations whose share changed."""
-    fill(s.gpu_busy, 0)
-    fill(s.cpu_busy, 0)
-    for i in range(s.it_kind.shape[0]):
-        if s.it_kind[i] != NO_ITERATION:
-            g = gpu_of(s, i)
-            s.gpu_busy[g] += s.it_gpu[i] > 0.0
-            s.cpu_busy[p.gpu_host[g]] += s.it_cpu[i] > 0.0
+    """Count what every GPU and host CPU has to do and re-time the iterations and operations whose share changed."""
+    count_work(s, p)
     for i in range(s.it_kind.shape[0]):
         if s.it_kind[i] == NO_ITERATION:
             continue
         g = gpu_of(s, i)
-        share_gpu = max(1, s.gpu_busy[g])
-        share_cpu = max(1, s.cpu_busy[p.gpu_host[g]])
+        h = p.gpu_host[g]
+        slow = 1.0 + p.interference[h] * (iterating_gpus(s, p, h) - 1)
+        share_gpu = (max(1, s.gpu_busy[g]) + p.operation_share[g] * s.gpu_operations[g]) * slow
+        share_cpu = max(1, s.cpu_busy[h]) * slow
         if share_gpu != s.it_share_gpu[i] or share_cpu != s.it_share_cpu[i]:
             retime(s, i, share_gpu, share_cpu)
+    instances = s.it_kind.shape[0]
+    for unit in range(s.unit_phase.shape[0]):
+        if s.unit_phase[unit] != UNIT_IDLE:
+            g = gpu_of(s, unit % instances)
+            set_slow(s, unit, 1.0 + p.operation_share[g] * (s.gpu_busy[g] + s.gpu_operations[g] - 1))
+
+
+@compiled
+def count_work(s, p):
+    fill(s.gpu_busy, 0)
+    fill(s.cpu_busy, 0)
+    fill(s.gpu_iterating, 0)
+    fill(s.gpu_operations, 0)
+    instances = s.it_kind.shape[0]
+    for i in range(instances):
+        g = gpu_of(s, i)
+        if s.it_kind[i] != NO_ITERATION:
+            s.gpu_iterating[g] += 1
+            s.gpu_busy[g] += s.it_gpu[i] > 0.0
+            s.cpu_busy[p.gpu_host[g]] += s.it_cpu[i] > 0.0
+        s.gpu_operations[g] += (s.unit_phase[i] != UNIT_IDLE) + (s.unit_phase[instances + i] != UNIT_IDLE)
+
+
+@compiled
+def iterating_gpus(s, p, h):
+    """GPUs of host h on which an iteration runs."""
+    count = 0
+    for g in range(s.gpu_iterating.shape[0]):
+        count += s.gpu_iterating[g] > 0 and p.gpu_host[g] == h
+    return count
 
 
 @compiled
@@ -220,7 +248,7 @@ def set_end(s, i):
 @compiled
 def retime(s, i, share_gpu, share_cpu):
     """From now on the instance's iterations run at other shares; the fraction already done of one stays done."""
-    if s.it_share_gpu[i] > 0:
+    if s.it_share_gpu[i] > 0.0:
         n = finished_iterations(s, i)
         a = first_seconds(s, i)
         b = growth_seconds(s, i)
@@ -241,7 +269,7 @@ def retime(s, i, share_gpu, share_cpu):
 @compiled
 def stop_soon(s, i):
     """Let the plan end with the running iteration, because a request joins or the instance is to be changed."""
-    if s.it_kind[i] == NO_ITERATION or s.it_share_gpu[i] == 0:
+    if s.it_kind[i] == NO_ITERATION or s.it_share_gpu[i] == 0.0:
         return
     n = finished_iterations(s, i)
     ended_now = n > 0 and (

@@ -22,7 +22,7 @@ def forget_plans(state, params, requests, tokens):
             kind = s.it_kind[i]
             if kind == NO_ITERATION:
                 continue
-            if s.it_share_gpu[i] > 0:
+            if s.it_share_gpu[i] > 0.0:
                 stop_soon(s, i)
             if kind == DECODING or (kind == CHUNK and p.prefill_mode == MIXED):
                 for b in range(s.seat.shape[1]):

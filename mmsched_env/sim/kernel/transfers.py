@@ -2,7 +2,7 @@
 
 A unit is one stream of work: unit i is instance i's operation, unit I + i the KV restore of a request on it. Each
 stage is a fixed delay and then bytes. Concurrent transfers share a resource max-min fairly, each capped by the rate
-it reaches alone.
+it reaches alone. Where a device's own processor does the work (`operation_share`), all of it takes longer beside others.
 """
 
 import numpy as np
@@ -82,6 +82,7 @@ def start_unit(s, unit, seconds, num_bytes, resource, cap):
     s.unit_bytes[unit] = num_bytes
     s.unit_resource[unit] = resource
     s.unit_cap[unit] = cap
+    s.unit_slow[unit] = 1.0
     s.unit_end[unit] = s.now + seconds
 
 
@@ -110,6 +111,29 @@ def finish_unit(s, unit):
 
 
 @compiled
+def set_slow(s, unit, slow):
+    """From now on the rest of the unit's delay, or of its bytes at the rate it reaches alone, takes `slow` times as long."""
+    if slow == s.unit_slow[unit]:
+        return
+    if s.unit_phase[unit] == UNIT_DELAY:
+        s.unit_end[unit] = s.now + (s.unit_end[unit] - s.now) * (slow / s.unit_slow[unit])
+    else:
+        s.resource_dirty[s.unit_resource[unit]] = 1
+    s.unit_slow[unit] = slow
+
+
+@compiled
+def cap_of(s, unit):
+    """bytes/s the unit can use at most, beside what its device has to do."""
+    return s.unit_cap[unit] / s.unit_slow[unit]
+
+
+@compiled
+def crosses(s, unit, resource):
+    return s.unit_phase[unit] == UNIT_MOVING and s.unit_resource[unit] == resource
+
+
+@compiled
 def share_resources(s, p):
     """Give every transfer its max-min fair rate where a transfer began or ended."""
     for resource in range(s.resource_dirty.shape[0]):
@@ -123,23 +147,22 @@ def share_resource(s, p, resource):
     """Progressive filling: transfers capped below the equal share take their cap, the others split what is left."""
     waiting = 0
     for unit in range(s.unit_phase.shape[0]):
-        if s.unit_phase[unit] == UNIT_MOVING and s.unit_resource[unit] == resource:
-            waiting += 1
+        waiting += crosses(s, unit, resource)
     left = resource_rate(s, p, resource)
     limit = 0.0  # caps up to here have been served
     while waiting > 0:
         share = left / waiting
         lowest = np.inf
         for unit in range(s.unit_phase.shape[0]):
-            if s.unit_phase[unit] == UNIT_MOVING and s.unit_resource[unit] == resource and s.unit_cap[unit] > limit:
-                lowest = min(lowest, s.unit_cap[unit])
+            if crosses(s, unit, resource) and cap_of(s, unit) > limit:
+                lowest = min(lowest, cap_of(s, unit))
         if lowest >= share:
             for unit in range(s.unit_phase.shape[0]):
-                if s.unit_phase[unit] == UNIT_MOVING and s.unit_resource[unit] == resource and s.unit_cap[unit] > limit:
+                if crosses(s, unit, resource) and cap_of(s, unit) > limit:
                     set_rate(s, unit, share)
             return
         for unit in range(s.unit_phase.shape[0]):
-            if s.unit_phase[unit] == UNIT_MOVING and s.unit_resource[unit] == resource and s.unit_cap[unit] == lowest:
+            if crosses(s, unit, resource) and cap_of(s, unit) == lowest:
                 set_rate(s, unit, lowest)
                 left -= lowest
                 waiting -= 1
@@ -177,11 +200,11 @@ def seconds_after(s, p, i, stage):
 
 @compiled
 def operation_left(s, i):
-    """Seconds until instance i's operation ends if nothing else used the disk and the links."""
+    """Seconds until instance i's operation ends if nothing else used the disk, the links and the device from now on."""
     if s.unit_phase[i] == UNIT_IDLE:
         return 0.0
     if s.unit_phase[i] == UNIT_DELAY:
         bytes_s = s.unit_bytes[i] / s.unit_cap[i] if s.unit_bytes[i] > 0 else 0.0
-        return s.unit_end[i] - s.now + bytes_s + s.op_rest_s[i]
+        return (s.unit_end[i] - s.now) / s.unit_slow[i] + bytes_s + s.op_rest_s[i]
     done = s.unit_rate[i] * (s.now - s.unit_since[i])
     return max(0.0, s.unit_left[i] - done) / s.unit_cap[i] + s.op_rest_s[i]
