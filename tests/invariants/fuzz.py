@@ -95,7 +95,16 @@ def random_config(rng: np.random.Generator) -> tuple[EnvConfig, CostTables, int]
     )
     reward = RewardConfig(1.0, float(rng.choice([0.0, 0.5])), float(rng.choice([0.0, 0.1])))
     config = EnvConfig(cluster, ModelsConfig(names), sim=sim, reward=reward)
-    return config, coarse(t) if rng.random() < 0.3 else t, tokens
+    t = coarse(t) if rng.random() < 0.3 else t
+    return config, dataclasses.replace(t, **side_by_side(rng, len(gpus), len(hosts))), tokens
+
+
+def side_by_side(rng: np.random.Generator, gpus: int, hosts: int) -> dict[str, Any]:
+    """Devices that copy themselves, wholly, in part or not at all; GPUs of a host that slow each other."""
+    return {
+        "operation_share": rng.choice([0.0, 0.0, 0.4, 1.0], gpus),
+        "interference": rng.choice([0.0, 0.0, 0.25], hosts),
+    }
 
 
 def random_trace(rng: np.random.Generator, names: tuple[str, ...], tokens: int) -> RequestTrace:

@@ -15,7 +15,7 @@ class Fault:
 
 
 FAULTS = (
-    Fault("gpu-not-shared", "instances on one GPU do not slow each other", "batching.py", "share_gpu = max(1, s.gpu_busy[g])", "share_gpu = 1"),
+    Fault("gpu-not-shared", "instances on one GPU do not slow each other", "batching.py", "share_gpu = (max(1, s.gpu_busy[g])", "share_gpu = (1"),
     Fault("bandwidth", "every transfer gets the whole link", "transfers.py", "share = left / waiting", "share = left"),
     Fault("retime", "a change of sharing starts the running iteration anew", "batching.py", "s.it_start[i] = s.now - fraction * first_seconds(s, i)", "s.it_start[i] = s.now"),
     Fault("knot", "a decode plan runs past a knot of the depth table", "batching.py", "if segment + 1 < p.depth_knot.shape[2] and", "if segment < 0 and"),
@@ -36,5 +36,8 @@ FAULTS = (
     Fault("preempt-while-restoring", "PREEMPT and OFFLOAD are legal during a restore", "actions.py", " and s.restore_request[i] < 0\n", "\n"),
     Fault("drop-while-saving", "requests are dropped while their KV is being saved", "clock.py", "if r[j].phase == QUEUED and drop_time(p, r[j]) <= limit:", "if drop_time(p, r[j]) <= limit:"),
     Fault("load-never-fails", "a load takes its true footprint whether or not it fits", "operations.py", "    if s.gpu_used[g] + more > p.gpu_bytes[g]:\n        return False\n", ""),
+    Fault("operation-free", "an operation does not slow the iterations of a device that copies itself", "batching.py", " + p.operation_share[g] * s.gpu_operations[g])", ")"),
+    Fault("operation-undisturbed", "iterations do not slow an operation on such a device", "batching.py", "(s.gpu_busy[g] + s.gpu_operations[g] - 1)", "(s.gpu_operations[g] - 1)"),
+    Fault("no-interference", "busy GPUs of a host do not slow each other", "batching.py", "slow = 1.0 + p.interference[h] *", "slow = 1.0 + 0.0 *"),
     Fault("kept-observation", "what policies see of a cached model is not brought up to date", "memory.py", "            s.stale[g, m] = 1\n", "            pass\n"),
 )  # fmt: skip
