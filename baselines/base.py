@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmsched_env.action import ActionLayout
+from mmsched_env.core import Simulation
 from mmsched_env.errors import unknown_name
 from mmsched_env.observation import BLOCKS, block_dtype, block_shape
-from mmsched_env.sim.jit import records
+from mmsched_env.sim.jit import by_address, records
 
 from .memory import new_memory
 from .parts import EVICTIONS, LEVELS
+from .play import play_batch
 from .view import View
 
 
@@ -40,8 +42,30 @@ class RulePolicy:
 
     def decide(self, blocks: list[Any], mask: NDArray[Any], memory: Any, actions: NDArray[np.int64]) -> None:
         """Actions (N,) of a batch: records of every observation block [N, rows...], masks [N, A], memories (N,)."""
-        view = View._make([*(records(block) for block in blocks), mask, records(memory)])
-        type(self).rule(view, self.knobs, actions)
+        type(self).rule(_view(blocks, mask, memory), self.knobs, actions)
+
+    def play(self, simulation: Simulation, limit: int) -> int:
+        """Decide and step environment 0 to its end in compiled code, `limit` times at most; the number of decisions."""
+        return int(self.play_batch(simulation, self.memory, limit, np.zeros(1))[0])
+
+    def play_batch(
+        self, simulation: Simulation, memory: Any, limit: int, rewards: NDArray[np.float64]
+    ) -> NDArray[np.int64]:
+        """Play the first N environments, N = len(memory), each to the end of its episode but by `limit` decisions at
+        most. Adds to `rewards` (N,) and returns the numbers of decisions (N,)."""
+        current = simulation.current
+        view = _view([current.records[block] for block in BLOCKS], current.mask, memory)
+        actions = np.zeros(simulation.num_envs, np.int64)
+        decisions = np.zeros(len(memory), np.int64)
+        rule = by_address(type(self).rule, (view, self.knobs, actions))
+        world = simulation.step_arguments(actions)
+        play_batch(rule, simulation.step_address, limit, self.knobs, view, rewards, decisions, *world)
+        simulation.check_progress()
+        return decisions
+
+
+def _view(blocks: list[Any], mask: NDArray[Any], memory: Any) -> View:
+    return View._make([*(records(block) for block in blocks), mask, records(memory)])
 
 
 def eviction_code(name: str) -> float:

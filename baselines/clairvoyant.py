@@ -35,6 +35,7 @@ class Clairvoyant(Planner):
         self, base: str = "composite", horizon_s: float = 60.0, width: int = 24, max_rounds: int = 1000
     ) -> None:
         super().__init__(base, 1, horizon_s, width, 0.0, 0.0, max_rounds)
+        self._stretch = 1
 
     def attach(self, simulation: Simulation) -> None:
         super().attach(simulation)

@@ -82,6 +82,8 @@ class Planner:
             raise unknown_name("base rule", base, RULES)
         self.base, self.samples, self.horizon_s, self.width = base, int(samples), float(horizon_s), int(width)
         self.caution, self.sigma, self.max_rounds = float(caution), float(sigma), int(max_rounds)
+        self._stretch = max(1, self.max_rounds - 1)
+        """decisions in compiled code between two calls of `_tell`"""
 
     def reset(self, layout: ActionLayout, seed: int) -> None:
         """A new episode; `seed` drives the imagined worlds."""
@@ -169,11 +171,11 @@ class Planner:
         actions[:count] = first
         base = self._rules[0]
         memory = copies(base.memory, count)
-        rewards = np.zeros(count)
-        for _ in range(self.max_rounds):
-            outcomes = branches.step(actions)[:count]
-            rewards += outcomes["reward"]
+        rewards: NDArray[np.float64] = branches.step(actions)[:count]["reward"].copy()
+        for _ in range(1, self.max_rounds, self._stretch):
+            outcomes = branches.outcomes[:count]
             if np.all(outcomes["terminated"] | outcomes["truncated"]):
                 break
-            self._decide(base, memory, actions[:count], count)
+            self._tell(memory, count)
+            base.play_batch(branches, memory, self._stretch, rewards)
         return rewards

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from .costmodel.tables import CostTables, build_tables
 from .errors import ConfigError
 from .observation import BLOCKS, ObservationBuffer
 from .sim.events import EVENT
-from .sim.jit import records
+from .sim.jit import by_address, records
 from .sim.kernel.checks import BROKEN, check_batch
 from .sim.kernel.step import OUTCOME, present_batch, reset_batch, step_batch
 from .sim.memory_noise import footprint_noise
@@ -129,15 +130,33 @@ class Simulation:
         self.buffers = self.buffers[::-1]
         if self.logging:
             self._make_log_room()
-        state, params, requests, logs, *buffers = self._arguments(slice(None))
-        step_batch(state, params, requests, logs, actions, records(self.outcomes), *buffers)
+        step_batch(*self.step_arguments(actions))
         self._check_invariants(slice(None))
+        self.check_progress()
+        return self.outcomes
+
+    def step_arguments(self, actions: NDArray[np.int64]) -> list[Any]:
+        """What the kernel's `step_batch` takes to write the current buffer: for callers that step in compiled code."""
+        state, params, requests, logs, *buffers = self._arguments(slice(None))
+        return [state, params, requests, logs, actions, records(self.outcomes), *buffers]
+
+    @cached_property
+    def step_address(self) -> Any:
+        """The kernel's `step_batch` as an argument of compiled code."""
+        return by_address(step_batch, self.step_arguments(np.zeros(self.num_envs, np.int64)))
+
+    @property
+    def needs_python(self) -> bool:
+        """Is there something to be done between steps that compiled code does not do?"""
+        return self.logging or self.config.sim.debug_checks
+
+    def check_progress(self) -> None:
+        """Raise RuntimeError if an environment is stalled."""
         if self.outcomes.stalled.any():
             env = int(np.argmax(self.outcomes.stalled))
             raise RuntimeError(
                 f"environment {env} is stalled at {self.state['now'][env]} s: requests wait, nothing is legal"
             )
-        return self.outcomes
 
     def snapshot(self, env: int) -> Snapshot:
         """Environment `env` as it stands: what `restore` takes, here or in another simulation of the configuration.

@@ -40,3 +40,15 @@ class SimulationPolicy(Policy, Protocol):
     def attach(self, simulation: Simulation) -> None:
         """Decide for environment 0 of `simulation` from now on; called after `reset`, before the first `act`."""
         ...
+
+
+@runtime_checkable
+class CompiledPolicy(Policy, Protocol):
+    """A policy that can run on by itself, in compiled code."""
+
+    def play(self, simulation: Simulation, limit: int) -> int:
+        """Decide and step environment 0 of `simulation` until its episode ends, `limit` times at most.
+
+        The decisions are those `act` would take. Returns how many they were; `simulation.outcomes` has the last step's.
+        """
+        ...

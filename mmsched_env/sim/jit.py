@@ -15,6 +15,7 @@ from typing import Any
 import numba
 import numpy as np
 from numba.core import config as numba_config
+from numba.core import types
 
 PACKAGE = Path(__file__).resolve().parent.parent
 COMPILED = ("sim/**/*.py", "bounds/search.py")
@@ -65,3 +66,27 @@ def records(array: Any) -> Any:
     whose rows have their fields as attributes as in compiled code.
     """
     return array.view(np.recarray if numba_config.DISABLE_JIT else np.ndarray)
+
+
+class _Address(types.WrapperAddressProtocol):
+    """A compiled function with its argument types, as Numba takes it as an argument."""
+
+    def __init__(self, function: Any, arguments: Iterable[Any]) -> None:
+        self._signature = types.none(*map(numba.typeof, arguments))
+        compiled_for = function.get_compile_result(self._signature)
+        self._library = compiled_for.library  # the address is good as long as this lives
+        self._address = self._library.get_pointer_to_function(compiled_for.fndesc.llvm_cfunc_wrapper_name)
+
+    def __wrapper_address__(self) -> int:
+        return int(self._address)
+
+    def signature(self) -> Any:
+        return self._signature
+
+
+def by_address(function: Any, arguments: Iterable[Any]) -> Any:
+    """An entry point as an argument of another one, for arguments like the ones given: compiled once, not into each caller.
+
+    It returns nothing. Passing it takes about 0.1 ms, calling it nothing.
+    """
+    return function if numba_config.DISABLE_JIT else _Address(function, arguments)
