@@ -13,7 +13,7 @@ class Parts(NamedTuple):
     def plus(self, gpu: float, cpu: float) -> Parts:
         return Parts(self.constant, self.gpu + gpu, self.cpu + cpu)
 
-    def seconds(self, share_gpu: int, share_cpu: int) -> float:
+    def seconds(self, share_gpu: float, share_cpu: float) -> float:
         return self.constant + share_gpu * self.gpu + share_cpu * self.cpu
 
 

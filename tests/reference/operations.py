@@ -10,7 +10,7 @@ from .clock import RESTORE, STAGE, Clock
 from .costs import prefill_alone_s
 from .memory import Memory
 from .parts import BOUND, READY, RESIZING, SAVING, UNLOADING, Instance, Operation, Request, Settings, Stage
-from .sharing import Resource
+from .sharing import Resource, Waits
 
 
 class Operations:
@@ -21,6 +21,7 @@ class Operations:
     clock: Clock
     memory: Memory
     instances: dict[int, Instance]
+    waits: Waits
     disks: list[Resource]
     links_in: list[Resource]
     links_out: list[Resource]
@@ -123,7 +124,7 @@ class Operations:
             return
         i.restoring = min(saved, key=lambda request: request.index)
         self.log("restore_start", i.restoring, i)
-        self.clock.set(self.clock.now + self.t.save_s[i.gpu], RESTORE, i.index, partial(self.move_restored, i))
+        self.waits.start(self.clock, self.t.save_s[i.gpu], i.gpu, RESTORE, i.index, partial(self.move_restored, i))
 
     def move_restored(self, i: Instance) -> None:
         """The fixed time is over."""
@@ -132,7 +133,7 @@ class Operations:
             self.end_restore(i)
             return
         end = partial(self.end_restore, i)
-        self.links_in[i.gpu].start(self.clock, size, self.t.kv_in_cap[i.gpu], RESTORE, i.index, end)
+        self.links_in[i.gpu].start(self.clock, size, self.t.kv_in_cap[i.gpu], i.gpu, RESTORE, i.index, end)
 
     def end_restore(self, i: Instance) -> None:
         request, i.restoring = i.restoring, None
@@ -154,7 +155,7 @@ class Operations:
     def start_stage(self, i: Instance) -> None:
         stage = i.operation.stages[0]
         if stage.seconds:
-            self.clock.set(self.clock.now + stage.seconds, STAGE, i.index, partial(self.move_stage, i))
+            self.waits.start(self.clock, stage.seconds, i.gpu, STAGE, i.index, partial(self.move_stage, i))
         else:
             self.move_stage(i)
 
@@ -164,7 +165,8 @@ class Operations:
         if stage.size == 0:
             self.end_stage(i)
         else:
-            stage.resource.start(self.clock, stage.size, stage.cap, STAGE, i.index, partial(self.end_stage, i))
+            end = partial(self.end_stage, i)
+            stage.resource.start(self.clock, stage.size, stage.cap, i.gpu, STAGE, i.index, end)
 
     def end_stage(self, i: Instance) -> None:
         operation = i.operation

@@ -136,7 +136,7 @@ class Iteration:
     done: float = 0.0  # fraction done at `since`
     since: float = 0.0
     seconds: float = 0.0  # of the whole iteration, at the shares in force
-    shares: tuple[int, int] | None = None
+    shares: tuple[float, float] | None = None
     alarm: Alarm | None = None
 
 
@@ -190,6 +190,11 @@ class Instance:
     @property
     def joined(self) -> list[Request]:
         return [request for request in self.requests if request.joined]
+
+    @property
+    def under_way(self) -> int:
+        """R19: operations and KV restores under way; a save of one request (R22) and a restore can be at once."""
+        return (self.operation is not None) + (self.restoring is not None)
 
     @property
     def reserved(self) -> int:

@@ -33,7 +33,7 @@ from .parts import (
     plain_tables,
     requests_of,
 )
-from .sharing import Resource
+from .sharing import Resource, Waits
 
 
 class Event(NamedTuple):
@@ -67,6 +67,7 @@ class Reference(Operations):
         if hidden is None:
             hidden = [[0.0] * len(self.t.num_units) for _ in self.gpus]
         self.memory = Memory(self.t, settings, self.instances, self.requests, hidden)
+        self.waits = Waits()
         self.disks = [Resource(rate) for rate in self.t.disk_rate]
         self.links_in = [Resource(rate) for rate in self.t.link_in_rate]
         self.links_out = [Resource(rate) for rate in self.t.link_out_rate]
@@ -185,8 +186,10 @@ class Reference(Operations):
             self.plan(instance)
         for instance in self.in_order():
             self.time_iteration(instance)
+        stretches = [self.stretch(g) for g in self.gpus]
+        self.waits.stretch(self.clock, stretches)
         for resource in (*self.disks, *self.links_in, *self.links_out):
-            resource.share(self.clock)
+            resource.share(self.clock, stretches)
 
     # -- requests
 
@@ -275,12 +278,28 @@ class Reference(Operations):
         parts = parts.plus(*attention(self.t, *at, len(decoding), context))
         return Iteration("chunk", parts, decoding, prefilling, tokens)
 
-    def shares(self, i: Instance) -> tuple[int, int]:
-        """R19."""
-        running = [other for other in self.instances.values() if other.iteration is not None]
-        on_gpu = sum(o.gpu == i.gpu and o.iteration.parts.gpu > 0 for o in running)
-        on_host = sum(o.host == i.host and o.iteration.parts.cpu > 0 for o in running)
-        return max(1, on_gpu), max(1, on_host)
+    def running(self) -> list[Instance]:
+        return [i for i in self.instances.values() if i.iteration is not None]
+
+    def computing(self, gpu: int) -> int:
+        """R19: n_g."""
+        return sum(i.gpu == gpu and i.iteration.parts.gpu > 0 for i in self.running())
+
+    def operating(self, gpu: int) -> int:
+        """R19: o_g."""
+        return sum(i.under_way for i in self.instances.values() if i.gpu == gpu)
+
+    def shares(self, i: Instance) -> tuple[float, float]:
+        """R19: s_g and s_c."""
+        on_cpu = sum(other.host == i.host and other.iteration.parts.cpu > 0 for other in self.running())
+        busy_gpus = len({other.gpu for other in self.running() if other.host == i.host})
+        slower = 1 + self.t.interference[i.host] * (busy_gpus - 1)
+        operations = self.t.operation_share[i.gpu] * self.operating(i.gpu)
+        return slower * (max(1, self.computing(i.gpu)) + operations), slower * max(1, on_cpu)
+
+    def stretch(self, gpu: int) -> float:
+        """R19: u, of use only if there is an operation or a restore on the GPU."""
+        return 1 + self.t.operation_share[gpu] * (self.computing(gpu) + self.operating(gpu) - 1)
 
     def time_iteration(self, i: Instance) -> None:
         """R19: a change of the shares stretches or shortens what is left, in proportion."""
