@@ -22,7 +22,7 @@ from mmsched_env.env import ServingEnv
 from mmsched_env.workload import RequestTrace
 
 REQUEST = st.tuples(
-    st.sampled_from([0.0, 5e-10, 0.1, 1.0, 5.0]),  # s after the one before: within one instant, soon, late
+    st.sampled_from([0.0, 4e-10, 0.1, 1.0, 5.0]),  # s after the one before: within one instant, soon, late
     st.integers(0, 2),
     st.integers(1, 900),  # prompt tokens
     st.integers(1, 60),  # output tokens
