@@ -21,9 +21,13 @@ from .errors import ConfigError, MmschedError, unknown_name
 
 CONF = "mmsched_env.conf"
 
+LISTS = {"cluster": ("cluster.gpus={}", "cluster.gpu_hosts=[]"), "models": ("models.names={}",)}
+"""group -> what it stands for with a list in the place of an option's name: these GPUs, all in the first host; these models"""
+
 
 def run(command: str, task: Callable[[DictConfig], None], arguments: Sequence[str]) -> None:
     """Compose ``conf/<command>.yaml`` with the overrides in `arguments` and call `task` with it (``-m``: for each)."""
+    arguments = expanded(arguments)
     sys.argv = [f"mmsched {command}", *arguments]
     if not any(argument.startswith("-") for argument in arguments):
         check_overrides(command, arguments)
@@ -35,6 +39,15 @@ def run(command: str, task: Callable[[DictConfig], None], arguments: Sequence[st
         hydra.main(version_base="1.3", config_path=f"pkg://{CONF}", config_name=command)(guarded)()
     except SystemExit as stop:
         raise SystemExit(2 if stop.code == 1 else stop.code) from None
+
+
+def expanded(overrides: Sequence[str]) -> list[str]:
+    """The overrides with ``cluster=[rtx4090,rtx3090]`` and ``models=[qwen3-8b-q4_k_m]`` written out, before the others:
+    what is said of a single key counts."""
+    parts = [override.partition("=") for override in overrides]
+    lists = [(key, value) for key, _, value in parts if key in LISTS and value.startswith("[")]
+    written = [template.format(value) for key, value in lists for template in LISTS[key]]
+    return written + ["".join(part) for part in parts if (part[0], part[2]) not in lists]
 
 
 def check_overrides(command: str, overrides: Sequence[str]) -> None:
@@ -51,7 +64,7 @@ def composed(config_name: str, overrides: Sequence[str], command: str) -> DictCo
     """``conf/<config_name>.yaml`` with overrides, for a command that is no experiment (no output folder, no sweeps)."""
     try:
         with initialize_config_module(CONF, version_base="1.3"):
-            return compose(config_name, overrides=list(overrides))
+            return compose(config_name, overrides=expanded(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         message = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
         fail(f"{message} (see `mmsched {command} --help`)")

@@ -11,6 +11,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from mmsched_env import hydra_app
+
 DATA = os.environ.get("MMSCHED_TEST_DATA")
 SHORT = ["workload.num_requests=30", "episodes=2", "policies=[fcfs,mect]"]
 
@@ -63,6 +65,24 @@ def test_real_traces_are_served_to_the_end(tmp_path: Path, kind: str, count: int
     assert f"mect: {count} requests arrived, {count} finished, 0 unfinished" in run.stdout, run.stderr
 
 
+def test_gpus_and_models_by_name(tmp_path: Path) -> None:
+    """``cluster=[...] models=[...]`` in the place of a configuration's name; what is said of a single key still counts."""
+    lists = ["cluster=[rtx4090,rtx3090]", "models=[qwen3-8b-q4_k_m,llama-3-8b-q4_k_m]"]
+    run = mmsched(
+        "evaluate", *lists, "policies=[mect]", "episodes=1", "workload.num_requests=20", "out=x", cwd=tmp_path
+    )
+    assert "mect: 20 requests arrived, 20 finished, 0 unfinished" in run.stdout, run.stderr
+    written = hydra_app.expanded(["cluster.gpu_hosts=[0,1]", *lists, "seed=1"])
+    assert written == [
+        "cluster.gpus=[rtx4090,rtx3090]",
+        "cluster.gpu_hosts=[]",
+        "models.names=[qwen3-8b-q4_k_m,llama-3-8b-q4_k_m]",
+        "cluster.gpu_hosts=[0,1]",
+        "seed=1",
+    ]
+    assert hydra_app.expanded(["cluster=edge", "-m"]) == ["cluster=edge", "-m"]
+
+
 BAD = {
     "unknown command": (["fly"], "unknown command 'fly'; accepted: train, evaluate"),
     "unknown policy": (["evaluate", "policies=[mecd]"], "'mecd' (did you mean 'mect'?); accepted: "),
@@ -71,6 +91,7 @@ BAD = {
     "no policy": (["evaluate", "policies=[]"], "policies is []"),
     "unknown GPU": (["evaluate", "cluster.gpus=[rtx9090]", "cluster.gpu_hosts=[]"], "gpu profile 'rtx9090'"),
     "unknown model": (["evaluate", "models.names=[llama-9]"], "'llama-9'"),
+    "unknown GPU in a list": (["evaluate", "cluster=[rtx9090]"], "gpu profile 'rtx9090'"),
     "unknown scenario": (["evaluate", "scenarios=[nope]"], "unknown scenario 'nope'; accepted:"),
     "unknown group option": (["evaluate", "cluster=nope"], "nope"),
     "unknown key": (["evaluate", "clutser.gpus=[x]"], "clutser"),
