@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
@@ -240,6 +241,10 @@ EXPECTED: dict[str, list[dict[str, Any]]] = {
     ],
     "vllm/latency.json": [row("e2e", None, 1.25, spread=(4 * 0.05**2 / 3) ** 0.5, repeats=4, unit="s")],
     "vllm/latency-2025.json": [row("e2e", None, 0.5, spread=None, repeats=1)],
+    "vllm/latency-ascend-1.json": [row("e2e", None, 7.419569773475329, spread=0.1619631541838997, repeats=15)],
+    "vllm/latency-ascend-2.json": [row("e2e", None, 7.1091228867570555, spread=0.3085346821616064, repeats=15)],
+    "vllm/throughput-ascend-1.json": [row("throughput", None, 1190.9743920852, note="num_requests=200")],
+    "vllm/throughput-ascend-2.json": [row("throughput", None, 1198.996134490826, unit="tokens/s", repeats=1)],
     "vllm/throughput.json": [row("throughput", None, 2000.0, note="num_requests=100")],
     "nvbandwidth/verbose.json": [
         row("copy_h2d", None, 12.3964e9, pinned=True, engine_version="v0.5", unit="B/s"),
@@ -425,6 +430,88 @@ def test_broken_files_give_one_line_and_write_nothing(tmp_path: Path, case: str)
     assert str(path) in message and BROKEN[case][3] in message and "\n" not in message and "accepted" in message
     assert out.read_text() == "as it was"
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([path.name, "out.csv"])
+
+
+JSON_JUNK = ("null", "true", "false", '"x"', '""', "[]", "{}", "NaN", "Infinity", "-1", '"nan"', "1e999", '"1,5"')
+TEXT_JUNK = ("x", "NaN", "nan", "inf", "-inf", "-1", "1e999", "0x10", "1.2.3", "--1", "e5", "None", "1_000,5")
+LOG_JUNK = (*TEXT_JUNK, "0", "", "132,84", "+", "0.0", "-0", "1e", ".")
+CELL_JUNK = ('""', "0", *TEXT_JUNK[:-1])
+STRING_JUNK = ('""', "0", *(f'"{junk}"' for junk in TEXT_JUNK))
+
+FIGURES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "measurements": (
+        "../../../mmsched_env/data/measurements/own.csv",
+        (",8,0,1,,,|105.26,", ",144300000,|0.208,"),
+        CELL_JUNK[1:],
+    ),
+    "published table": ("published/decode_prefill.csv", ("tg,512,|0,", "|72.79"), ("-5", *CELL_JUNK[2:])),
+    "llama-bench": ("llama_bench/run.json", ('"avg_ts": |98.776749', '"n_gen": |16'), JSON_JUNK),
+    "llama-batched-bench": ("llama_batched_bench/run.jsonl", ('"speed_tg": |94.986488', '"pl": |2'), JSON_JUNK),
+    "llama-server replies": ("llama_server/chat.json", ('"predicted_ms":|251.262', '"prompt_ms":|196.932'), JSON_JUNK),
+    "llama-server /metrics": (
+        "llama_server/metrics.txt",
+        ("seconds_total |1.14074", "seconds_total |0.923265"),
+        TEXT_JUNK,
+    ),
+    "Ollama replies": (
+        "ollama/chat.json",
+        ('"eval_duration": |4799921000', '"prompt_eval_duration": |383809000'),
+        tuple(junk for junk in JSON_JUNK if junk not in ("null", '""')),  # Ollama leaves out what is zero
+    ),
+    "Ollama server log": ("ollama/server-cpu.log", ("runner started in |132.84",), LOG_JUNK),
+    "vllm bench serve": (
+        "vllm/serve-2026-07.json",
+        ('"output_throughput": |124.58542994370372', '"completed": |199'),
+        JSON_JUNK,
+    ),
+    "vllm bench latency": (
+        "vllm/latency-ascend-1.json",
+        ('"avg_latency": |7.419569773475329', "|7.41211018525064"),
+        JSON_JUNK,
+    ),
+    "vllm bench throughput": (
+        "vllm/throughput-ascend-1.json",
+        ('"total_num_tokens": |86204', '"elapsed_time": |72.38106929324567'),
+        JSON_JUNK,
+    ),
+    "nvbandwidth": ("nvbandwidth/verbose.json", ('|"12.3964"', '|"13.2001"'), STRING_JUNK),
+}
+"""importer -> a real file, where figures stand in it (text before, value), what is put in their place"""
+
+
+def test_every_importer_has_two_real_files() -> None:
+    """Not constructed ones (tests/data/importers/README.md says which are); measurement tables are the project's own."""
+    readme = (DATA / "README.md").read_text()
+    constructed = re.findall(r"`([^`]+)` \| constructed", readme)
+    made = {path for path in FILES if any(path.match(f"*/{name}") for text in constructed for name in names_in(text))}
+    assert len(made) == 5
+    real = [detect(path).name for path in FILES if path not in made]
+    assert {i.name for i in IMPORTERS if real.count(i.name) < 2} == {"measurements"}
+
+
+def names_in(text: str) -> list[str]:
+    """``vllm/{latency,throughput}.json`` -> both names."""
+    match = re.fullmatch(r"(.*)\{(.*)\}(.*)", text)
+    return [f"{match[1]}{part}{match[3]}" for part in match[2].split(",")] if match else [text]
+
+
+@pytest.mark.parametrize("importer", [i.name for i in IMPORTERS])
+def test_twenty_broken_figures_of_every_importer_are_refused(tmp_path: Path, importer: str) -> None:
+    name, places, junk = FIGURES[importer]
+    text, path = (DATA / name).read_text(encoding="utf-8"), tmp_path / Path(name).name
+    assert detect(DATA / name).name == importer
+    refused = set()
+    for place, wrong in itertools.product(places, junk):
+        before, value = place.split("|")
+        assert text.count(before + value) >= 1, place
+        path.write_text(
+            text.replace(before + value, before + value.replace(value.rstrip(","), wrong), 1), encoding="utf-8"
+        )
+        with pytest.raises(ConfigError) as caught:
+            load(path, GIVEN)
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value) and "accepted" in str(caught.value)
+        refused.add((place, wrong))
+    assert len(refused) >= 20
 
 
 JUNK = ("", "0", "-1", "NaN", "1e999", "null", "[]", "{}", "true", "x", "9" * 26, "1.5", "\x00", "\n", ",", "}")
