@@ -99,21 +99,22 @@ def terms(item: Work, specs: dict[str, Spec]) -> tuple[Term, ...]:
     """Time of one decode step as a sum."""
     arch, here, there = item.model.architecture, item.here, item.there
     launch = launch_factors(item.gpu, item.box, item.eager, specs)
-    share = arch.linear.layers / arch.layers if arch.linear else 0.0
-    linear = here.launched * share
     expert = float(here.launched) if arch.experts else 0.0
+    # Layers on the GPU whose cache is in host RAM: the CPU computes their attention, and each enters it.
+    entering = here.attention if item.kv_in_ram else 0
     kv = arch.kv_layer_bytes * item.context
     # One thread computes: its quantisations differ. The machines of the sweeps ran one each.
     cpu_quant: Factors = ((("cpu quant", item.quant), 1.0),) if item.row.num_gpus == 0 else ()
     found = [
         read_term(here.read + here.head, item.gpu, item.quant, item.box, specs),
-        kv_term(here.attention * kv, item.gpu, item.box, specs),
-        Term(here.launched - linear, launch),
-        Term(linear, (*launch, (("linear layer",), 1.0))),
+        kv_term((here.attention - entering) * kv, item.gpu, item.box, specs),
+        Term(float(here.attention), launch),
+        Term(float(here.linear), (*launch, (("linear layer",), 1.0))),
         Term(expert, (*launch, (("expert layer",), 1.0))),
         Term(there.read + there.head, ((("host", item.box), -1.0), *cpu_quant)),
-        Term(there.attention * kv, ((("host", item.box), -1.0), (("cpu kv share",), -1.0))),
-        Term(there.launched * share, ((("cpu linear layer",), 1.0), (("host", item.box), -1.0)), math.log(40e9)),
+        Term((there.attention + entering) * kv, ((("host", item.box), -1.0), (("cpu kv share",), -1.0))),
+        Term(float(entering), ((("hybrid", "attention"), 1.0),)),
+        Term(float(there.linear), ((("cpu linear layer",), 1.0), (("host", item.box), -1.0)), math.log(40e9)),
         Term(
             float(item.cpu_entries),
             ((("hybrid", "experts" if arch.experts else "layers"), 1.0), (("own hybrid", item.box), 1.0)),

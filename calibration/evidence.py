@@ -10,7 +10,7 @@ import numpy as np
 
 from mmsched_env.errors import ConfigError
 
-from . import decode, loading, prefill, schema
+from . import decode, expert_batches, loading, prefill, schema
 from .loglinear import Fit, Term
 from .names import Spec, read_specs
 from .schema import CPU_ONLY, Measurement
@@ -35,6 +35,7 @@ class Evidence:
     batch_gpu: tuple[dict[float, float], float]
     """relative step time by batch size, and its relative spread between series"""
     batch_cpu: tuple[dict[float, float], float]
+    expert_reach: expert_batches.Reach
     loads: loading.Loads
 
     def decode_seconds(self, item: Work) -> float:
@@ -67,6 +68,7 @@ def gather(folder: Path) -> Evidence:
         cpu_flops=_cpu_flops(rows, specs),
         batch_gpu=_batch_gpu(rows, decoded, specs),
         batch_cpu=_batch_cpu(rows),
+        expert_reach=expert_batches.fit_reach(schema.read(folder / expert_batches.TABLE), decoded, specs),
         loads=loading.fit_loads(rows),
     )
 

@@ -13,6 +13,7 @@ from mmsched_env.costmodel.shapes import RECIPES
 
 from . import decode, prefill
 from .evidence import Evidence, has_rows
+from .expert_batches import SOURCE as EXPERT_BATCHES
 from .loglinear import Factors
 from .names import Spec, gpu_of
 from .schema import Measurement
@@ -55,6 +56,13 @@ def gpu_profile(name: str, found: Evidence, errors: dict[str, FitError]) -> GpuP
         **_launches(name, found),
         **_constants(found),
         batch=_batch(found),
+        expert_reach=Number(
+            found.expert_reach[0],
+            "relative",
+            "fitted",
+            f"shared by all GPUs: batches of {found.expert_reach[2]} mixtures of experts; {EXPERT_BATCHES}",
+            found.expert_reach[1],
+        ),
         compute={quant: _compute(name, quant, found) for quant in RECIPES},
         expert_compute=_exp(
             found.prefill.log(((("experts",), 1.0),)), "relative", "fitted", "mixtures of experts, all GPUs"

@@ -104,6 +104,8 @@ def host_of(row: Measurement, given: str | None) -> tuple[HostProfile, bool]:
 def _rate(row: Measurement, specs: dict[str, Spec], given: str | None) -> Prediction:
     batch = row.batch or 1
     item = work(row, specs, any_batch=True)
+    if item.kv_in_ram:
+        raise Unusable("KV cache in host RAM")
     if row.num_gpus > 1 and row.operation == "prefill" and item.tokens > UBATCH:
         raise Unusable("chunks pipelined over several GPUs")
     if row.gpu == CPU_ONLY:
@@ -127,7 +129,7 @@ Parts = tuple[list[Part], list[Part]]
 def _decode_parts(item: Work, gpu: GpuProfile, host: HostProfile, batch: int) -> Parts:
     """Terms of a decode step of `batch` requests, as in CostTables."""
     arch, here, there = item.model.architecture, item.here, item.there
-    on_gpu, on_cpu = (float(roofline.batch_table(c, batch)[-1]) for c in (gpu.batch, host.batch))
+    on_gpu, on_cpu = (float(table[-1]) for table in roofline.batch_tables(item.model, gpu, host, batch))
     read, kv = gpu.read[item.quant], arch.kv_layer_bytes * item.context * batch
     wider = gpu.batch.spread or 0.0 if batch > 1 else 0.0
     return [
@@ -139,13 +141,13 @@ def _decode_parts(item: Work, gpu: GpuProfile, host: HostProfile, batch: int) ->
         (there.read * on_cpu / host.read.value, _spread(host.read)),
         (there.head / host.read.value, _spread(host.read)),
         (there.attention * kv / host.kv_read.value, _spread(host.kv_read)),
-        (_linear_layers(item) * host.linear_layer_s.value, _spread(host.linear_layer_s)),
+        (there.linear * host.linear_layer_s.value, _spread(host.linear_layer_s)),
     ]
 
 
 def _constants(item: Work, gpu: GpuProfile) -> list[Part]:
     layer = gpu.layer_eager_s if item.eager else gpu.layer_s
-    launches = item.here.launched * roofline.launch_s(item.model, gpu) / gpu.layer_s.value * layer.value
+    launches = roofline.launch_s(item.here, item.model, gpu) / gpu.layer_s.value * layer.value
     entry = gpu.expert_entry_s if item.model.architecture.experts else gpu.hybrid_s
     alone = gpu.cpu_only_s.value if item.all_cpu else 0.0
     return [
@@ -153,11 +155,6 @@ def _constants(item: Work, gpu: GpuProfile) -> list[Part]:
         (item.cpu_entries * entry.value, _spread(entry)),
         (alone, _spread(gpu.cpu_only_s)),
     ]
-
-
-def _linear_layers(item: Work) -> float:
-    arch = item.model.architecture
-    return item.there.launched * arch.linear.layers / arch.layers if arch.linear else 0.0
 
 
 def _prefill_parts(item: Work, gpu: GpuProfile, host: HostProfile, _batch: int) -> Parts:

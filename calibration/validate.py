@@ -19,7 +19,7 @@ from rich.table import Table
 from mmsched_env.costmodel.profile import PROFILES, load_host
 from mmsched_env.errors import ConfigError, unknown_name
 
-from . import loading
+from . import expert_batches, loading, schema
 from .atomic import write_atomic
 from .evidence import Error, Evidence, architecture, decode_left_out, gather, prefill_left_out, repeats
 from .fit import MEASUREMENTS
@@ -89,13 +89,15 @@ def left_out(folder: Path, out: Path) -> int:
     ]
     loads = load_errors(found)
     starts = start_table(found.rows)
+    batches = expert_batch_errors(found, folder)
     console = _console()
     for name, lines in tables.items():
         console.print(_errors_table(name, lines))
     console.print(_table("sweeps, one setting left out (relative error on time)", sweeps))
     console.print(_table("loads of nine models on one CPU thread, one model left out", loads))
+    console.print(_table("batches of mixtures of experts, one model left out (relative error on time)", batches))
     console.print(_table("vLLM: seconds as published, no law fits them", starts))
-    result = {"errors": tables, "sweeps": sweeps, "loads": loads, "starts": starts}
+    result = {"errors": tables, "sweeps": sweeps, "loads": loads, "expert batches": batches, "starts": starts}
     _write(out / "validation.json", json.dumps(result, indent=1))
     for path in plots.draw(found, errors, out):
         print(f"wrote {path}")
@@ -239,6 +241,15 @@ def load_errors(found: Evidence) -> list[dict[str, Any]]:
             }
         )
     return lines
+
+
+def expert_batch_errors(found: Evidence, folder: Path) -> list[dict[str, Any]]:
+    """Steps of 2 to 32 sequences of each mixture of experts, how many experts they reach fitted to the others."""
+    errors = expert_batches.left_out(schema.read(folder / expert_batches.TABLE), found.decode, found.specs)
+    return [
+        {"model": model, "batches": len(e), "median": float(np.median(np.abs(e))), "max": float(np.abs(e).max())}
+        for model, e in errors.items()
+    ]
 
 
 def start_table(rows: Sequence[Measurement]) -> list[dict[str, Any]]:

@@ -31,6 +31,13 @@ HEAD_FIRST = "2025-12"
 OLD_BUILD = 7400
 """build number of that change, roughly"""
 
+NO_KV_OFFLOAD = "kv-in-host-ram"
+"""series run with llama.cpp's --no-kv-offload"""
+
+EXTRA_UNITS = "3 extra offload units"
+"""llama.cpp of 2023: the two halves of the KV cache are the last units to go to the GPU, after the head; until then all of
+it is in host RAM"""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -54,6 +61,8 @@ class Work:
     """times that an iteration goes from GPU to CPU and back"""
     eager: bool
     """launches cost their full price"""
+    kv_in_ram: bool
+    """layers on the GPU keep their cache in host RAM, where the CPU computes their attention"""
 
     @property
     def quant(self) -> str:
@@ -62,7 +71,7 @@ class Work:
     @property
     def resident(self) -> bool:
         """Wholly on GPUs."""
-        return self.there.read + self.there.head == 0
+        return self.there.read + self.there.head == 0 and not self.kv_in_ram
 
     @property
     def all_cpu(self) -> bool:
@@ -83,7 +92,7 @@ def work(row: Measurement, specs: dict[str, Spec], any_batch: bool = False) -> W
         raise Unusable("a batch: only its step relative to one sequence is fitted")
     if row.operation == "prefill" and row.tokens is None:
         raise Unusable("length of the prompt not stated")
-    if row.series == "kv-in-host-ram":
+    if row.series == NO_KV_OFFLOAD and row.operation == "prefill":
         raise Unusable("KV cache in host RAM")
     if architecture_of(row.model, row.params_b) is None:
         raise Unusable(f"model {row.model} is not in the catalogue")
@@ -105,6 +114,7 @@ def work(row: Measurement, specs: dict[str, Spec], any_batch: bool = False) -> W
         there=there,
         cpu_entries=entries,
         eager="CUDA" in row.engine and bool(row.date) and row.date < GRAPHS,
+        kv_in_ram=_kv_in_ram(row, model.architecture.layers),
     )
 
 
@@ -119,8 +129,9 @@ def _placed(row: Measurement, model: ModelProfile) -> tuple[Side, Side, int]:
     if model.architecture.experts:
         return _experts(row, model, every)
     layers, head = _layers(row, model.architecture.layers)
-    here = _side(model, layers, head)
-    there = _side(model, model.architecture.layers - layers, not head)
+    cpu = model.architecture.layers - layers
+    here = roofline.layer_side(model, cpu, model.architecture.layers, head)
+    there = roofline.layer_side(model, 0, cpu, not head)
     mixed = layers + head > 0 and layers + head < every
     return here, there, int(mixed)
 
@@ -141,14 +152,20 @@ def _layers(row: Measurement, layers: int) -> tuple[int, bool]:
     stated = row.n_gpu_layers
     if stated is None or stated < 0 or stated > layers + 2:
         return layers, True  # all, in every build
-    if "3 extra offload units" in row.note:
-        # llama.cpp of 2023: after the head come the two halves of the KV cache, on the CPU until then.
-        if layers < stated < layers + 3:
-            raise Unusable("KV cache on the CPU, layers on the GPU")
+    if EXTRA_UNITS in row.note:
+        if stated == layers + 2:
+            raise Unusable("one half of the KV cache in host RAM, the other on the GPU")
+        if stated == layers + 1 and row.operation == "prefill":
+            raise Unusable("KV cache in host RAM")
         return min(stated, layers), stated > layers
     if head_first(row):
         return min(max(stated - 1, 0), layers), stated > 0
     return min(stated, layers), stated > layers
+
+
+def _kv_in_ram(row: Measurement, layers: int) -> bool:
+    moved_last = EXTRA_UNITS in row.note and 0 < (row.n_gpu_layers or 0) < layers + 3
+    return row.series == NO_KV_OFFLOAD or moved_last
 
 
 def head_first(row: Measurement) -> bool:
@@ -156,14 +173,3 @@ def head_first(row: Measurement) -> bool:
     build = re.fullmatch(r"b(\d+)", row.engine_version)
     old = (row.date and row.date < HEAD_FIRST) or (build and int(build[1]) < OLD_BUILD)
     return row.engine.startswith("llama.cpp") and not old
-
-
-def _side(model: ModelProfile, layers: int, head: bool) -> Side:
-    return Side(
-        launched=layers,
-        attention=round(layers * model.architecture.attention_layers / model.architecture.layers),
-        read=layers * model.layer_bytes,
-        idle=0.0,
-        head=head * model.head_bytes,
-        flops=layers * model.architecture.layer_flops,
-    )

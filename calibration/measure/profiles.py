@@ -350,6 +350,7 @@ def make(device: Device, found: Sequence[Figures], source: str) -> tuple[GpuProf
         expert_entry_s=assumed(0.0, "s"),
         cpu_only_s=constant("cpu_only_s"),
         batch=Curve(batch_curve(found, decode), "relative", "fitted", source, batch_spread(found, decode)),
+        expert_reach=assumed(1.0, "relative"),
         compute=_by_quantisation(computes, fitted, "FLOP/s"),
         expert_compute=assumed(1.0, "relative"),
         width_exponent=(fitted if power > NO_POWER else assumed)(power, "relative"),

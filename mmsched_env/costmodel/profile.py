@@ -65,6 +65,8 @@ class GpuProfile:
     cpu_only_s: Annotated[Number, "s"]
     """constant of an iteration with no layer on the GPU"""
     batch: Annotated[Curve, "relative"]
+    expert_reach: Annotated[Number, "relative"]
+    """how many experts a batch may reach: of `count`, `active` for each token, active (count / active)^this; 1: all"""
     compute: Annotated[dict[str, Number], "FLOP/s"]
     """prefill arithmetic, by quantisation"""
     expert_compute: Annotated[Number, "relative"]

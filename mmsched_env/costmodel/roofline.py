@@ -42,6 +42,11 @@ class Side:
     flops: float
     """arithmetic of one token, attention scores and head apart"""
 
+    @property
+    def linear(self) -> int:
+        """Layers with linear attention."""
+        return self.launched - self.attention
+
 
 def units(model: ModelProfile) -> int:
     """Offload units: the layers, then the output head; of a mixture of experts: the experts of each layer."""
@@ -55,13 +60,17 @@ def sides(model: ModelProfile, on_gpu: int) -> tuple[Side, Side]:
 
 
 def _layer_sides(model: ModelProfile, on_gpu: int) -> tuple[Side, Side]:
-    arch = model.architecture
-    gpu = min(on_gpu, arch.layers)
-    cpu, head_on_gpu = arch.layers - gpu, on_gpu > arch.layers
-    return (
-        Side(gpu, gpu, gpu * model.layer_bytes, 0.0, head_on_gpu * model.head_bytes, gpu * arch.layer_flops),
-        Side(cpu, cpu, cpu * model.layer_bytes, 0.0, (not head_on_gpu) * model.head_bytes, cpu * arch.layer_flops),
-    )
+    """The last layers go to the GPU first, as in llama.cpp."""
+    layers, head_on_gpu = model.architecture.layers, on_gpu > model.architecture.layers
+    cpu = max(layers - on_gpu, 0)
+    return layer_side(model, cpu, layers, head_on_gpu), layer_side(model, 0, cpu, not head_on_gpu)
+
+
+def layer_side(model: ModelProfile, first: int, end: int, head: bool) -> Side:
+    """Layers `first` to `end` - 1, and the head or not."""
+    arch, count = model.architecture, end - first
+    attention = arch.attending(end) - arch.attending(first)
+    return Side(count, attention, count * model.layer_bytes, 0.0, head * model.head_bytes, count * arch.layer_flops)
 
 
 def _expert_sides(model: ModelProfile, on_gpu: int) -> tuple[Side, Side]:
@@ -108,8 +117,7 @@ def decode_costs(model: ModelProfile, gpu: GpuProfile, host: HostProfile, on_gpu
         "gpu_base": on_gpu_side.read / read,
         "gpu_head": on_gpu_side.head / read,
         "gpu_kv": gpu_kv / gpu.kv_read.value,
-        "cpu_base": on_cpu_side.read / host.read.value
-        + on_cpu_side.launched * _linear_share(model) * host.linear_layer_s.value,
+        "cpu_base": on_cpu_side.read / host.read.value + on_cpu_side.linear * host.linear_layer_s.value,
         "cpu_head": on_cpu_side.head / host.read.value,
         "cpu_kv": cpu_kv / host.kv_read.value,
     }
@@ -172,6 +180,58 @@ def batch_table(curve: Curve, max_batch: int) -> NDArray[np.float64]:
     return table
 
 
+def experts_reached(model: ModelProfile, batch: NDArray[np.float64], reach: float) -> NDArray[np.float64]:
+    """Distinct experts of a layer that `batch` tokens are sent to, over those of one token, shape of `batch`.
+
+    Each token is sent to `active` of the experts in use, at random. In use are fewer than there are (`reach` < 1): routing
+    prefers some.
+    """
+    experts = model.architecture.experts
+    assert experts
+    in_use = (experts.count / experts.active) ** reach
+    reached: NDArray[np.float64] = in_use * (1 - (1 - 1 / in_use) ** batch)
+    return reached
+
+
+def grown(model: ModelProfile, dense: Curve, max_batch: int, reach: float) -> NDArray[np.float64]:
+    """Growth of what a step reads, head apart, at batch 1..max_batch with all of the model on one side.
+
+    Of a mixture of experts: more requests reach more experts, each of which works on its part of the batch.
+    """
+    table = batch_table(dense, max_batch)
+    share = expert_share(model)
+    return (1 - share) * table + share * _experts_grown(model, table, reach) if share else table
+
+
+def _experts_grown(model: ModelProfile, table: NDArray[np.float64], reach: float) -> NDArray[np.float64]:
+    batch = np.arange(1, len(table) + 1, dtype=np.float64)
+    reached = experts_reached(model, batch, reach)
+    growth: NDArray[np.float64] = reached * np.interp(batch / reached, batch, table)
+    return growth
+
+
+def expert_share(model: ModelProfile) -> float:
+    """Share of the experts in what a step of one token reads, head apart; 0: a dense model."""
+    experts = model.architecture.experts
+    active = model.architecture.layers * experts.active * model.expert_bytes if experts else 0.0
+    return active / sides(model, units(model))[0].read
+
+
+def batch_tables(
+    model: ModelProfile, gpu: GpuProfile, host: HostProfile, max_batch: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Relative step time at batch 1..max_batch of what is on the GPU and on the CPU, each of shape [max_batch].
+
+    Of a mixture of experts with all of it on the GPU, and with nothing but experts on the CPU. Where some are there, the
+    GPU's part grows less than this says; but it is the smaller part.
+    """
+    reach, on_cpu = gpu.expert_reach.value, batch_table(host.batch, max_batch)
+    on_gpu = grown(model, gpu.batch, max_batch, reach)
+    if model.architecture.experts:
+        on_cpu = _experts_grown(model, on_cpu, reach)
+    return on_gpu / on_gpu[0], on_cpu / on_cpu[0]  # rounding: the first is 1 exactly
+
+
 def level_units(level: float, num_units: int) -> int:
     """Units on the GPU at an offload level, halves rounded up."""
     return math.floor(level * num_units + 0.5)
@@ -179,7 +239,7 @@ def level_units(level: float, num_units: int) -> int:
 
 def _iteration_constant(model: ModelProfile, gpu: GpuProfile, on_gpu: int) -> float:
     """Launches, and entering the CPU: once for all layers there, but for each layer whose experts alone are there."""
-    launches = sides(model, on_gpu)[0].launched * launch_s(model, gpu)
+    launches = launch_s(sides(model, on_gpu)[0], model, gpu)
     if model.architecture.experts:
         return launches + (units(model) - on_gpu) * gpu.expert_entry_s.value
     if on_gpu == 0:
@@ -187,17 +247,11 @@ def _iteration_constant(model: ModelProfile, gpu: GpuProfile, on_gpu: int) -> fl
     return launches + (gpu.hybrid_s.value if on_gpu < units(model) else 0.0)
 
 
-def launch_s(model: ModelProfile, gpu: GpuProfile) -> float:
-    """Seconds of launches of a layer of the model, mean over its kinds of layers."""
-    linear = _linear_share(model)
-    kinds = 1 - linear + linear * gpu.linear_launch.value
-    return gpu.layer_s.value * (kinds + (gpu.expert_launch.value if model.architecture.experts else 0.0))
-
-
-def _linear_share(model: ModelProfile) -> float:
-    """Share of the layers with linear attention."""
-    arch = model.architecture
-    return arch.linear.layers / arch.layers if arch.linear else 0.0
+def launch_s(side: Side, model: ModelProfile, gpu: GpuProfile) -> float:
+    """Seconds of launches of the layers on the GPU's side."""
+    layers = side.attention + side.linear * gpu.linear_launch.value
+    experts = side.launched * gpu.expert_launch.value if model.architecture.experts else 0.0
+    return gpu.layer_s.value * (layers + experts)
 
 
 def _rate(rates: dict[str, Number], model: ModelProfile, gpu: str) -> float:

@@ -99,6 +99,10 @@ class Architecture:
         """Layers with a KV cache."""
         return self.layers - (self.linear.layers if self.linear else 0)
 
+    def attending(self, layers: int) -> int:
+        """How many of the first `layers` attend: of each group of layers the last one does (Qwen3.5, Qwen3-Next)."""
+        return layers * self.attention_layers // self.layers
+
     @property
     def num_experts(self) -> int:
         """Experts of a layer, 0 in a dense model."""

@@ -133,7 +133,7 @@ def build_tables(
     tables = CostTables(
         **_residency(loaded, levels),
         **_timing(loaded, per_gpu, levels),
-        **_batching(len(loaded), per_gpu, max_batch),
+        **_batching(loaded, per_gpu, max_batch),
         **_depth(len(loaded), len(per_gpu)),
         **_loading(loaded, per_gpu),
         **_capacities(gpus, hosts, cluster),
@@ -174,13 +174,12 @@ def _timing(
     return arrays
 
 
-def _batching(num_models: int, per_gpu: list[tuple[GpuProfile, HostProfile]], max_batch: int) -> dict[str, Any]:
-    gpu = np.array([roofline.batch_table(gpu.batch, max_batch) for gpu, _ in per_gpu])
-    cpu = np.array([roofline.batch_table(host.batch, max_batch) for _, host in per_gpu])
-    return {
-        "batch_gpu": np.repeat(gpu[None], num_models, axis=0),
-        "batch_cpu": np.repeat(cpu[None], num_models, axis=0),
-    }
+def _batching(
+    models: list[ModelProfile], per_gpu: list[tuple[GpuProfile, HostProfile]], max_batch: int
+) -> dict[str, Any]:
+    pairs = [[roofline.batch_tables(model, gpu, host, max_batch) for gpu, host in per_gpu] for model in models]
+    both = np.array(pairs).reshape(len(models), len(per_gpu), 2, max_batch)
+    return {"batch_gpu": both[:, :, 0].copy(), "batch_cpu": both[:, :, 1].copy()}
 
 
 def _depth(num_models: int, num_gpus: int) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def test_measured_sweeps_lie_below_their_chord(paper: ModuleType) -> None:
 @pytest.mark.parametrize("gpu", [0, 1])
 def test_degradation_differs_by_model(paper: ModuleType, gpu: int) -> None:
     near = paper.kept(0)[:, gpu, 8]
-    assert near.max() - near.min() > 0.05
+    assert near.max() - near.min() > 0.045
 
 
 @pytest.mark.parametrize("gpu", [0, 1])

@@ -132,6 +132,21 @@ def test_offloading_hurts_and_hurts_more_than_linearly(default: CostTables) -> N
     assert (np.diff(rate, axis=2)[:, :, -1] > 2 * np.diff(rate, axis=2)[:, :, 0]).all()
 
 
+def test_of_layers_with_linear_attention_each_group_ends_in_one_that_has_a_cache() -> None:
+    """Qwen3.5 9B: 32 layers, every fourth attends; the last ones are on the GPU, as llama.cpp places them."""
+    model = load_model("qwen3.5-9b-q4_k_m")
+    token = model.architecture.kv_layer_bytes
+    on_cpu = [roofline.kv_bytes(model, n)[1] // token for n in (33, 32, 25, 24, 1, 0)]
+    assert on_cpu == [0, 0, 1, 2, 7, 8]
+    assert all(sum(roofline.kv_bytes(model, n)) == 8 * token for n in range(34))
+    assert [roofline.sides(model, n)[1].linear for n in (33, 25, 24, 0)] == [0, 6, 6, 24]
+    gpu, host = load_gpu("gtx-1660-ti-6gb"), load_host("desktop-ddr5")
+    base = [roofline.decode_costs(model, gpu, host, n)["cpu_base"] for n in (25, 24, 23)]
+    layer = model.layer_bytes / host.read.value
+    assert base[1] - base[0] == pytest.approx(layer)  # the seventh layer attends: no state to bring up to date
+    assert base[2] - base[1] == pytest.approx(layer + host.linear_layer_s.value)
+
+
 def test_only_the_vision_model_encodes_images(default: CostTables) -> None:
     vision = np.array(["-vl-" in name for name in ModelsConfig().names])
     assert (default.encode_s[vision] > 0).all() and (default.encode_s[~vision] == 0).all()
@@ -263,6 +278,30 @@ def test_batch_table_interpolates_and_extrapolates() -> None:
     curve = Curve(((1.0, 1.0), (2.0, 3.0), (4.0, 4.0)), "relative", "assumed", "test")
     np.testing.assert_allclose(roofline.batch_table(curve, 6), [1, 3, 3.5, 4, 4.5, 5])
     np.testing.assert_allclose(roofline.batch_table(curve, 1), [1])
+
+
+def test_a_batch_reaches_more_experts() -> None:
+    """Mixtral, 2 of 8: two tokens at random reach 4 (1 - (3/4)^2) = 1.75 times as many as one; all of them in the end."""
+    model = load_model("mixtral-8x7b-q4_k_m")
+    batches = np.array([1.0, 2.0, 1e4])
+    assert roofline.experts_reached(model, batches, 1.0) == pytest.approx([1, 1.75, 4])
+    assert roofline.experts_reached(model, batches, 0.5)[2] == pytest.approx(2)
+
+
+def test_batches_of_experts_take_longer_than_of_a_dense_model() -> None:
+    gpu, host = load_gpu("rtx-4090-24gb"), load_host("desktop-ddr5")
+    dense = roofline.batch_tables(load_model("llama-3-8b-q4_k_m"), gpu, host, 32)
+    assert (dense[0] == roofline.batch_table(gpu.batch, 32)).all() and (
+        dense[1] == roofline.batch_table(host.batch, 32)
+    ).all()
+    on_gpu, on_cpu = roofline.batch_tables(load_model("qwen3-30b-a3b-q4_k_m"), gpu, host, 32)
+    for table in (on_gpu, on_cpu):
+        assert table[0] == 1 and (np.diff(table) > 0).all()
+    assert (on_gpu[1:] > 1.2 * dense[0][1:]).all()
+    assert (on_gpu <= np.arange(1, 33)).all()  # no slower than one after the other
+    t = build_tables(ClusterConfig(("rtx-4090-24gb",), ("desktop-ddr5",), (0,)), ModelsConfig(EXPERTS[1:]), LEVELS, 32)
+    again = roofline.batch_tables(load_model(EXPERTS[1]), gpu, host, 32)
+    assert (t.batch_gpu[0, 0] == again[0]).all() and (t.batch_cpu[0, 0] == again[1]).all()
 
 
 def test_level_units_round_halves_up() -> None:
