@@ -213,5 +213,17 @@ def test_a_million_rows_in_ten_seconds(tmp_path: Path) -> None:
     for kind, text in files.items():
         (tmp_path / kind).write_text(text)
         begun = time.process_time()
-        assert len(sample(kind, tmp_path / kind)) == size
+        trace = sample(kind, tmp_path / kind)
+        assert len(trace) == size
         assert time.process_time() - begun < 10, kind
+    (tmp_path / "conv.csv").write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+        + "".join(f"2023-11-16 18:{i // 20_000:02d}:{i % 20_000 / 400:010.7f},12,34\n" for i in range(size))
+    )
+    trace.write_parquet(tmp_path / "x.parquet")
+    begun = time.process_time()
+    assert len(sample("azure2023", tmp_path, conv_file="conv.csv", code_file="")) == size
+    assert time.process_time() - begun < 10, "azure2023"
+    begun = time.process_time()
+    assert len(sample("file", tmp_path / "x.parquet", models=trace.model_names)) == size
+    assert time.process_time() - begun < 10, "Parquet"
