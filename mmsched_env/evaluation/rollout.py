@@ -46,7 +46,7 @@ def run_episode(simulation: Simulation, policy: Policy, trace: RequestTrace, see
     simulation.reset(0, trace, seed)
     if isinstance(policy, SimulationPolicy):
         policy.attach(simulation)
-    compiled = isinstance(policy, CompiledPolicy) and not simulation.needs_python
+    compiled = policy if isinstance(policy, CompiledPolicy) and not simulation.needs_python else None
     action = np.zeros(1, np.int64)
     decision_s: list[float] = []
     decisions = 0
@@ -62,8 +62,8 @@ def run_episode(simulation: Simulation, policy: Policy, trace: RequestTrace, see
             what = simulation.layout.decode(int(action[0]))
             raise MmschedError(f"policy {type(policy).__name__} chose an illegal action: {what}")
         decisions += 1
-        if compiled and decisions >= TIMED_FIRST:
-            decisions += policy.play(simulation, STRETCH)
+        if compiled is not None and decisions >= TIMED_FIRST:
+            decisions += compiled.play(simulation, STRETCH)
         ended = bool(outcome["terminated"] or outcome["truncated"])
     records = simulation.episode_requests(0)[skip:]
     summary = metrics.summary(records, simulation.state[0])

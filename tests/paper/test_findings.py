@@ -57,8 +57,10 @@ def test_measured_sweeps_lie_below_their_chord(paper: ModuleType) -> None:
 
 @pytest.mark.parametrize("gpu", [0, 1])
 def test_degradation_differs_by_model(paper: ModuleType, gpu: int) -> None:
-    near = paper.kept(0)[:, gpu, 8]
-    assert near.max() - near.min() > 0.045
+    """Most with the first layers that leave the GPU."""
+    kept = paper.kept(0)[:, gpu]
+    spread = kept.max(axis=0) - kept.min(axis=0)
+    assert spread.max() > 0.05 and spread.argmax() == 9  # nine tenths on the GPU
 
 
 @pytest.mark.parametrize("gpu", [0, 1])
