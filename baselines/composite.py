@@ -17,7 +17,7 @@ import numpy as np
 
 from .base import RulePolicy, eviction_code, level_code
 from .displace import displace_instance, displace_request
-from .parts import WAIT, instance_of, is_idle, lowest_level, room_when_left, service_seconds, slots_per_gpu
+from .parts import WAIT, instance_of, is_idle, lowest_level, remaining_tokens, room_when_left, service_seconds, slots_per_gpu
 from .placement import completion_seconds, first_step, goes_past, is_ready, seconds_to_drain, too_small
 from .resize import admit_by_resize, worthwhile_resize
 from .rules import rule
@@ -29,6 +29,7 @@ class CompositeKnobs(NamedTuple):
     factor: float
     sharing: float
     return_price: float
+    harm: float
     resize_gain: float
     admit_after_s: float
     level: float
@@ -57,6 +58,27 @@ def price_of_room(view, q, g, k):  # type: ignore[no-untyped-def]
 
 
 @part
+def harm(view, q, g, k):  # type: ignore[no-untyped-def]
+    """Weighted seconds that the requests on GPU g are expected to lose by the request of slot q served there at level k:
+    those of its own instance by a larger batch and its prefill, those of others by one more that is busy."""
+    service = service_seconds(view, q, g, k)
+    own = instance_of(view, view.queue[q].model, g)
+    lost = 0.0
+    alone = service  # seconds for which its instance is busy because of it
+    if own >= 0 and view.instances[own].num_seated > 0.0:
+        row = view.instances[own]
+        pair = view.pairs[q, g]
+        tokens = min(remaining_tokens(view.queue[q]), row.longest_left_tokens)
+        lost += row.weight_seated * (pair.prefill_s[k] + tokens * max(0.0, pair.token_s[k] - row.step_s))
+        alone = max(0.0, service - row.drain_s)
+    slots = slots_per_gpu(view)
+    for i in range(g * slots, (g + 1) * slots):
+        if i != own:
+            lost += view.instances[i].weight_seated * min(alone, view.instances[i].drain_s)
+    return lost
+
+
+@part
 def expected_cost(view, q, g, k, knobs):  # type: ignore[no-untyped-def]
     """Expected seconds of the request of slot q on GPU g at level k, what it costs others added."""
     seconds = completion_seconds(view, q, g, k)
@@ -69,7 +91,7 @@ def expected_cost(view, q, g, k, knobs):  # type: ignore[no-untyped-def]
     seconds += knobs.sharing * busy * service_seconds(view, q, g, k)
     if i < 0:
         seconds += knobs.return_price * price_of_room(view, q, g, k)
-    return seconds
+    return seconds + knobs.harm * harm(view, q, g, k) / view.queue[q].weight
 
 
 @part
@@ -156,10 +178,11 @@ class Composite(RulePolicy):
         factor: float = 3.0,
         sharing: float = 1.0,
         return_price: float = 0.5,
+        harm: float = 1.0,
         resize_gain: float = 4.0,
         admit_after_s: float = 0.0,
         level: str = "whole",
         eviction: str = "gdsf",
     ) -> None:
-        numbers = (max_wait_s, factor, sharing, return_price, resize_gain, admit_after_s)
+        numbers = (max_wait_s, factor, sharing, return_price, harm, resize_gain, admit_after_s)
         self.knobs = CompositeKnobs._make([*map(float, numbers), level_code(level), eviction_code(eviction)])

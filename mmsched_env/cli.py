@@ -9,6 +9,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": ("mmsched_env.agents.__main__", "train an agent: mmsched train experiment=smoke"),
     "evaluate": ("mmsched_env.evaluation.__main__", "compare policies: mmsched evaluate policies=[fcfs,mect]"),
+    "tune": ("mmsched_env.evaluation.tune", "settings of a rule on training traces: mmsched tune policy=mect"),
     "workload": (
         "mmsched_env.workload.__main__",
         "show, fit or convert a workload: mmsched workload show scenario=steady",
