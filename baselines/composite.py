@@ -2,7 +2,7 @@
 
 Put together from llama-swap's collation, FaasCache's eviction, list scheduling by expected completion and Shepherd's
 test. Requests are served by weight over expected seconds (c-mu), each at its earliest expected completion over (GPU, level),
-where a load that puts out models in use is charged for bringing them back. One that has waited `max_wait_s` goes first
+where a load that puts out models in use is charged for bringing them back and a place beside others for slowing them. One that has waited `max_wait_s` goes first
 and reserves its GPU. One that would have to wait may displace running work that loses `factor` times less.
 OFFLOAD lets in what an instance has no memory for, and gives layers back where that pays.
 
@@ -17,7 +17,16 @@ import numpy as np
 
 from .base import RulePolicy, eviction_code, level_code
 from .displace import displace_instance, displace_request
-from .parts import WAIT, instance_of, is_idle, lowest_level, remaining_tokens, room_when_left, service_seconds, slots_per_gpu
+from .parts import (
+    WAIT,
+    instance_of,
+    is_idle,
+    lowest_level,
+    remaining_tokens,
+    room_when_left,
+    service_seconds,
+    slots_per_gpu,
+)
 from .placement import completion_seconds, first_step, goes_past, is_ready, seconds_to_drain, too_small
 from .resize import admit_by_resize, worthwhile_resize
 from .rules import rule
@@ -139,7 +148,7 @@ def composite(view, knobs):  # type: ignore[no-untyped-def]
         if action == WAIT and view.mask[dispatch_index(view, q, g, k)] == 0:
             action = displace_request(view, q, knobs.factor)
             if action == WAIT:
-                wait_s = seconds[q] - view.pairs[q, g].load_s[k] - service_seconds(view, q, g, k)
+                wait_s = completion_seconds(view, q, g, k) - view.pairs[q, g].load_s[k] - service_seconds(view, q, g, k)
                 action = displace_instance(view, q, g, k, wait_s, knobs.factor)
         if action > WAIT:
             return action
@@ -166,6 +175,8 @@ class Composite(RulePolicy):
         Share of its service seconds that every other busy instance of the GPU is taken to add (0: none, 1: equal shares).
     return_price
         What the expected reloads of models that are put out count, in seconds of the request's own.
+    harm
+        What the weighted seconds that requests beside it lose count; 0: a request looks after itself alone.
     resize_gain, admit_after_s, level, eviction
         As for `Mect`.
     """
@@ -178,7 +189,7 @@ class Composite(RulePolicy):
         factor: float = 3.0,
         sharing: float = 1.0,
         return_price: float = 0.5,
-        harm: float = 1.0,
+        harm: float = 0.5,
         resize_gain: float = 4.0,
         admit_after_s: float = 0.0,
         level: str = "whole",

@@ -30,6 +30,9 @@ from .rollout import run_episode
 
 COMMAND = "tune"
 SPLIT = "train"
+MAX_DECISIONS = 40_000
+"""of an episode; settings under which a rule needs more (about ten times what is usual) count as hopeless"""
+HOPELESS = 1e9
 
 
 def tune(config: DictConfig) -> float:
@@ -70,12 +73,14 @@ def _mean_e2e(entry: Mapping[str, Any], scenario: str, traces: range) -> float:
 def _weighted_e2e(entry: str, scenario: str, seed: int) -> float:
     simulation = _simulation(scenario)
     trace = simulation.config.workload.sample(seed, simulation.config.models.names)
-    return run_episode(simulation, make_policy(json.loads(entry))[1], trace, seed).summary["weighted_mean_e2e_ms"]
+    summary = run_episode(simulation, make_policy(json.loads(entry))[1], trace, seed).summary
+    return summary["weighted_mean_e2e_ms"] if summary["completed"] == summary["num_requests"] else HOPELESS
 
 
 @lru_cache(maxsize=None)
 def _simulation(scenario: str) -> Simulation:
-    return Simulation(hydra_app.env_config_of(hydra_app.known_scenario("evaluate", scenario)), 1)
+    config = hydra_app.known_scenario("evaluate", scenario, [f"sim.max_steps={MAX_DECISIONS}"])
+    return Simulation(hydra_app.env_config_of(config), 1)
 
 
 class KeepBest(Callback):
