@@ -10,7 +10,7 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def _mean_e2e(entry: Mapping[str, Any], scenario: str, traces: range) -> float:
     return float(np.mean([_weighted_e2e(plain, scenario, seed_of(SPLIT, index)) for index in traces]))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _weighted_e2e(entry: str, scenario: str, seed: int) -> float:
     simulation = _simulation(scenario)
     trace = simulation.config.workload.sample(seed, simulation.config.models.names)
@@ -77,7 +77,7 @@ def _weighted_e2e(entry: str, scenario: str, seed: int) -> float:
     return summary["weighted_mean_e2e_ms"] if summary["completed"] == summary["num_requests"] else HOPELESS
 
 
-@lru_cache(maxsize=None)
+@cache
 def _simulation(scenario: str) -> Simulation:
     config = hydra_app.known_scenario("evaluate", scenario, [f"sim.max_steps={MAX_DECISIONS}"])
     return Simulation(hydra_app.env_config_of(config), 1)
