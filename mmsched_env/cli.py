@@ -15,6 +15,10 @@ COMMANDS = {
         "show, fit or convert a workload: mmsched workload show scenario=steady",
     ),
     "report": ("mmsched_env.reporting.__main__", "one page about an evaluation: mmsched report runs/evaluate/x"),
+    "leaderboard": (
+        "mmsched_env.evaluation.leaderboard",
+        "one table of evaluations: mmsched leaderboard runs/evaluate/x",
+    ),
     "export-trace": (
         "mmsched_env.evaluation.export_trace",
         "one episode as a file for ui.perfetto.dev: mmsched export-trace policy=mect",

@@ -52,7 +52,9 @@ def why_no_bound(config: EnvConfig) -> str | None:
         ("sim.max_time_s", config.sim.max_time_s, np.inf),
         ("cluster.uncertainty", config.cluster.uncertainty, "none"),
     )
-    return next((f"{key} is {value}; accepted for a bound: {only}" for key, value, only in plain if value != only), None)
+    return next(
+        (f"{key} is {value}; accepted for a bound: {only}" for key, value, only in plain if value != only), None
+    )
 
 
 def weighted_e2e_lower_bound(config: EnvConfig, trace: RequestTrace) -> float:

@@ -1,4 +1,4 @@
-"""Settings found by `mmsched tune`: conf/tuned/<family>.yaml, for the scenarios that conf/family/<family>.yaml names."""
+"""Settings found by `mmsched tune`: conf/tuned_for/<family>.yaml, for the scenarios that conf/family/<family>.yaml names."""
 
 from __future__ import annotations
 
@@ -41,12 +41,14 @@ def _family_of(scenario: str) -> str:
         family = _read("family", name)
         if scenario in (*family["scenarios"], *family["too_slow_to_tune_on"]):
             return name
-    raise ConfigError(f"tuned=true, but scenario '{scenario}' belongs to no family; accepted: those named in conf/family")
+    raise ConfigError(
+        f"tuned=true, but scenario '{scenario}' belongs to no family; accepted: those named in conf/family"
+    )
 
 
 @cache
 def _settings(family: str) -> dict[str, dict[str, Any]]:
-    return {name: found["settings"] for name, found in _read("tuned", family).items()}
+    return {name: found["settings"] for name, found in _read("tuned_for", family).items()}
 
 
 @cache
