@@ -7,6 +7,8 @@ instances `mmsched_env.bounds.exact` says, and on large ones `mmsched_env.bounds
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,16 +27,21 @@ class Clairvoyant(Planner):
 
     Parameters
     ----------
-    base, horizon_s, width, max_rounds
+    base, base_settings, horizon_s, width, max_rounds
         As for `Planner`.
     """
 
     is_bound = True
 
     def __init__(
-        self, base: str = "composite", horizon_s: float = 60.0, width: int = 24, max_rounds: int = 1000
+        self,
+        base: str = "composite",
+        base_settings: Mapping[str, Any] = MappingProxyType({}),
+        horizon_s: float = 60.0,
+        width: int = 24,
+        max_rounds: int = 1000,
     ) -> None:
-        super().__init__(base, 1, horizon_s, width, 0.0, 0.0, max_rounds)
+        super().__init__(base, base_settings, 1, horizon_s, width, 0.0, 0.0, max_rounds)
         self._stretch = 1
 
     def attach(self, simulation: Simulation) -> None:

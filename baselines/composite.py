@@ -2,7 +2,7 @@
 
 Put together from llama-swap's collation, FaasCache's eviction, list scheduling by expected completion and Shepherd's
 test. Requests are served by weight over expected seconds (c-mu), each at its earliest expected completion over (GPU, level),
-where a load that puts out models in use is charged for bringing them back. One that has waited `max_wait_s` goes first
+where a load that puts out models in use is charged for bringing them back and a place beside others for slowing them. One that has waited `max_wait_s` goes first
 and reserves its GPU. One that would have to wait may displace running work that loses `factor` times less.
 OFFLOAD lets in what an instance has no memory for, and gives layers back where that pays.
 
@@ -17,11 +17,23 @@ import numpy as np
 
 from .base import RulePolicy, eviction_code, level_code
 from .displace import displace_instance, displace_request
-from .parts import WAIT, instance_of, is_idle, lowest_level, room_when_left, service_seconds, slots_per_gpu
+from .parts import (
+    INSTANCE,
+    WAIT,
+    instance_of,
+    is_idle,
+    lowest_level,
+    remaining_tokens,
+    room_when_idle_leave,
+    room_when_left,
+    service_seconds,
+    slots_per_gpu,
+    victim_on,
+)
 from .placement import completion_seconds, first_step, goes_past, is_ready, seconds_to_drain, too_small
 from .resize import admit_by_resize, worthwhile_resize
 from .rules import rule
-from .view import dispatch_index, part
+from .view import dispatch_index, part, preempt_index
 
 
 class CompositeKnobs(NamedTuple):
@@ -29,6 +41,7 @@ class CompositeKnobs(NamedTuple):
     factor: float
     sharing: float
     return_price: float
+    harm: float
     resize_gain: float
     admit_after_s: float
     level: float
@@ -36,9 +49,17 @@ class CompositeKnobs(NamedTuple):
 
 
 @part
+def price_of(view, i, busy_s):  # type: ignore[no-untyped-def]
+    """Seconds other requests are expected to lose if idle instance i is unloaded: its reload, by the chance that its model is
+    asked for within `busy_s`."""
+    row = view.instances[i]
+    wanted = 1.0 - np.exp(-view.models[int(row.model)].arrivals_per_s * busy_s)
+    return wanted * (row.unload_s + row.reload_s)
+
+
+@part
 def price_of_room(view, q, g, k):  # type: ignore[no-untyped-def]
-    """Seconds other requests are expected to lose by the idle models that a load on GPU g at level k puts out: their
-    reloads, each by the chance that its model is asked for within the time this request takes."""
+    """The same for the idle models that a load on GPU g at level k puts out."""
     need = view.pairs[q, g].gpu_need_gb[k]
     room, free = room_when_left(view, g)
     if room >= need and free > 0:
@@ -47,19 +68,71 @@ def price_of_room(view, q, g, k):  # type: ignore[no-untyped-def]
     price = 0.0
     size = 0.0
     for i in range(g * slots, (g + 1) * slots):
-        row = view.instances[i]
-        if is_idle(row):
-            busy = view.pairs[q, g].load_s[k] + service_seconds(view, q, g, k)
-            wanted = 1.0 - np.exp(-view.models[int(row.model)].arrivals_per_s * busy)
-            price += wanted * (row.unload_s + row.reload_s)
-            size += row.gpu_gb
+        if is_idle(view.instances[i]):
+            price += price_of(view, i, view.pairs[q, g].load_s[k] + service_seconds(view, q, g, k))
+            size += view.instances[i].gpu_gb
     return price * min(1.0, max(0.0, need - room) / size) if size > 0.0 else 0.0
 
 
 @part
-def expected_cost(view, q, g, k, knobs):  # type: ignore[no-untyped-def]
-    """Expected seconds of the request of slot q on GPU g at level k, what it costs others added."""
-    seconds = completion_seconds(view, q, g, k)
+def in_the_way(view, q, g, k, knobs):  # type: ignore[no-untyped-def]
+    """(instance, seconds): the idle model to be unloaded so that the request of slot q can join its model's instance on GPU g
+    now, and its cost then; -1: there is none, or waiting for a request there to end costs less.
+
+    Without it one idle model can keep the batch of a busy one at a request at a time, for want of memory for KV cache.
+    """
+    own = instance_of(view, view.queue[q].model, g)
+    if own < 0 or view.mask[dispatch_index(view, q, g, k)] == 1 or view.pairs[q, g].fits[k] == 0.0:
+        return -1, np.inf
+    row = view.instances[own]
+    if row.level != k or row.ready == 0.0 or row.draining > 0.0 or row.free_seats == 0.0 or row.num_seated == 0.0:
+        return -1, np.inf
+    need = view.pairs[q, g].gpu_need_gb[k]
+    leaving, _ = room_when_left(view, g)
+    room, _ = room_when_idle_leave(view, g)
+    if leaving >= need or room < need:
+        return -1, np.inf
+    victim = victim_on(view, g, own, knobs.eviction)
+    if victim < 0:
+        return -1, np.inf
+    service = service_seconds(view, q, g, k)
+    seconds = view.instances[victim].unload_s + service + knobs.return_price * price_of(view, victim, service)
+    return (victim, seconds) if seconds < row.next_finish_s + service else (-1, np.inf)
+
+
+@part
+def step_towards(view, q, g, k, knobs):  # type: ignore[no-untyped-def]
+    """What to do now for the request of slot q to run on GPU g at level k; WAIT: nothing but wait."""
+    victim, _ = in_the_way(view, q, g, k, knobs)
+    return preempt_index(view, victim, INSTANCE) if victim >= 0 else first_step(view, q, g, k, knobs.eviction)
+
+
+@part
+def harm(view, q, g, k):  # type: ignore[no-untyped-def]
+    """Weighted seconds that the requests on GPU g are expected to lose by the request of slot q served there at level k:
+    those of its own instance by a larger batch and its prefill, those of others by one more that is busy."""
+    service = service_seconds(view, q, g, k)
+    own = instance_of(view, view.queue[q].model, g)
+    lost = 0.0
+    alone = service  # seconds for which its instance is busy because of it
+    if own >= 0 and view.instances[own].num_seated > 0.0:
+        row = view.instances[own]
+        pair = view.pairs[q, g]
+        tokens = min(remaining_tokens(view.queue[q]), row.longest_left_tokens)
+        lost += row.weight_seated * (pair.prefill_s[k] + tokens * max(0.0, pair.token_s[k] - row.step_s))
+        alone = max(0.0, service - row.drain_s)
+    slots = slots_per_gpu(view)
+    for i in range(g * slots, (g + 1) * slots):
+        if i != own:
+            lost += view.instances[i].weight_seated * min(alone, view.instances[i].drain_s)
+    return lost
+
+
+@part
+def own_cost(view, q, g, k, knobs):  # type: ignore[no-untyped-def]
+    """Expected seconds of the request of slot q on GPU g at level k, the price of the room it takes added."""
+    _, by_unloading = in_the_way(view, q, g, k, knobs)
+    seconds = min(completion_seconds(view, q, g, k), by_unloading)
     if seconds == np.inf:
         return seconds
     i = instance_of(view, view.queue[q].model, g)
@@ -74,20 +147,40 @@ def expected_cost(view, q, g, k, knobs):  # type: ignore[no-untyped-def]
 
 @part
 def least_cost(view, q, knobs):  # type: ignore[no-untyped-def]
-    """(seconds, GPU, level) of the request's least expected cost; GPU -1: none."""
+    """(own cost, GPU, level) of the best place for the request; GPU -1: none.
+
+    Where it need not wait, it goes where it does others least harm too. But it does not wait in order to spare others:
+    if all did, GPUs would stand idle before a growing queue.
+    """
     best = np.inf
     best_g = -1
     best_k = -1
+    best_now = False
+    least = np.inf
+    kind = np.inf
+    kind_g = -1
+    kind_k = -1
     for g in range(view.gpus.shape[0]):
         resident = instance_of(view, view.queue[q].model, g) >= 0
         levels = view.pairs[q, g].fits.shape[0]
         for k in range(0 if resident else lowest_level(view, q, g, knobs.level), levels):
-            seconds = expected_cost(view, q, g, k, knobs)
+            seconds = own_cost(view, q, g, k, knobs)
+            if seconds == np.inf:
+                continue
+            now = step_towards(view, q, g, k, knobs) > WAIT
             if seconds < best:
                 best = seconds
                 best_g = g
                 best_k = k
-    return best, best_g, best_k
+                best_now = now
+            if now:
+                cost = seconds + knobs.harm * harm(view, q, g, k) / view.queue[q].weight
+                if cost < least:
+                    least = cost
+                    kind = seconds
+                    kind_g = g
+                    kind_k = k
+    return (kind, kind_g, kind_k) if best_now else (best, best_g, best_k)
 
 
 @rule
@@ -113,11 +206,11 @@ def composite(view, knobs):  # type: ignore[no-untyped-def]
         k = level[q]
         if not goes_past(view, q, g, k, reserved):
             continue
-        action = first_step(view, q, g, k, knobs.eviction)
+        action = step_towards(view, q, g, k, knobs)
         if action == WAIT and view.mask[dispatch_index(view, q, g, k)] == 0:
             action = displace_request(view, q, knobs.factor)
             if action == WAIT:
-                wait_s = seconds[q] - view.pairs[q, g].load_s[k] - service_seconds(view, q, g, k)
+                wait_s = completion_seconds(view, q, g, k) - view.pairs[q, g].load_s[k] - service_seconds(view, q, g, k)
                 action = displace_instance(view, q, g, k, wait_s, knobs.factor)
         if action > WAIT:
             return action
@@ -144,6 +237,8 @@ class Composite(RulePolicy):
         Share of its service seconds that every other busy instance of the GPU is taken to add (0: none, 1: equal shares).
     return_price
         What the expected reloads of models that are put out count, in seconds of the request's own.
+    harm
+        What the weighted seconds that requests beside it lose count; 0: a request looks after itself alone.
     resize_gain, admit_after_s, level, eviction
         As for `Mect`.
     """
@@ -156,10 +251,11 @@ class Composite(RulePolicy):
         factor: float = 3.0,
         sharing: float = 1.0,
         return_price: float = 0.5,
+        harm: float = 0.5,
         resize_gain: float = 4.0,
         admit_after_s: float = 0.0,
         level: str = "whole",
         eviction: str = "gdsf",
     ) -> None:
-        numbers = (max_wait_s, factor, sharing, return_price, resize_gain, admit_after_s)
+        numbers = (max_wait_s, factor, sharing, return_price, harm, resize_gain, admit_after_s)
         self.knobs = CompositeKnobs._make([*map(float, numbers), level_code(level), eviction_code(eviction)])

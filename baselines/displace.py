@@ -6,6 +6,7 @@ from .parts import (
     INSTANCE,
     REQUEST,
     WAIT,
+    has_run,
     instance_of,
     may_be_preempted,
     room_when_left,
@@ -24,7 +25,7 @@ def displace_request(view, q, factor):  # type: ignore[no-untyped-def]
             continue
         row = view.instances[i]
         action = preempt_index(view, i, REQUEST)
-        if view.mask[action] == 0 or row.weight_seated == 0.0:
+        if view.mask[action] == 0 or row.weight_seated == 0.0 or not has_run(view, i):
             continue
         saved = view.queue[q].weight * row.next_finish_s
         service = service_seconds(view, q, g, int(row.level))

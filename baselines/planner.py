@@ -10,6 +10,7 @@ waiting, and legal dispatches of the oldest requests and unloads.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,8 @@ class Planner:
     ----------
     base
         Rule that decides in the rollouts: composite, mect, least_loaded, collate or cmu.
+    base_settings
+        Its settings, by name, other than those of conf/policy.
     samples
         Imagined worlds.
     horizon_s
@@ -71,6 +74,7 @@ class Planner:
     def __init__(
         self,
         base: str = "composite",
+        base_settings: Mapping[str, Any] = MappingProxyType({}),
         samples: int = 4,
         horizon_s: float = 20.0,
         width: int = 12,
@@ -80,6 +84,7 @@ class Planner:
     ) -> None:
         if base not in RULES:
             raise unknown_name("base rule", base, RULES)
+        self.base_settings = dict(base_settings)
         self.base, self.samples, self.horizon_s, self.width = base, int(samples), float(horizon_s), int(width)
         self.caution, self.sigma, self.max_rounds = float(caution), float(sigma), int(max_rounds)
         self._stretch = max(1, self.max_rounds - 1)
@@ -94,7 +99,7 @@ class Planner:
             rule.reset(layout, seed)
 
     def _rule(self, name: str) -> RulePolicy:
-        return RULES[name]()
+        return RULES[name](**self.base_settings if name == self.base else {})
 
     def attach(self, simulation: Simulation) -> None:
         """Plan for environment 0 of `simulation`."""

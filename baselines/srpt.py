@@ -17,6 +17,7 @@ from .parts import (
     INSTANCE,
     REQUEST,
     WAIT,
+    has_run,
     instance_of,
     may_be_preempted,
     remaining_tokens,
@@ -45,7 +46,7 @@ def preempt_longer(view, q, factor, level):  # type: ignore[no-untyped-def]
         if i >= 0 and view.instances[i].free_seats == 0.0:
             action = preempt_index(view, i, REQUEST)
             longer = view.instances[i].longest_left_tokens > factor * remaining_tokens(view.queue[q])
-            if longer and view.mask[action] == 1:
+            if longer and view.mask[action] == 1 and has_run(view, i):
                 return action
     _, g, k = best_option(view, q, level)
     if g < 0 or instance_of(view, view.queue[q].model, g) >= 0:

@@ -9,11 +9,16 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": ("mmsched_env.agents.__main__", "train an agent: mmsched train experiment=smoke"),
     "evaluate": ("mmsched_env.evaluation.__main__", "compare policies: mmsched evaluate policies=[fcfs,mect]"),
+    "tune": ("mmsched_env.evaluation.tune", "settings of a rule on training traces: mmsched tune policy=mect"),
     "workload": (
         "mmsched_env.workload.__main__",
         "show, fit or convert a workload: mmsched workload show scenario=steady",
     ),
     "report": ("mmsched_env.reporting.__main__", "one page about an evaluation: mmsched report runs/evaluate/x"),
+    "leaderboard": (
+        "mmsched_env.evaluation.leaderboard",
+        "one table of evaluations: mmsched leaderboard runs/evaluate/x",
+    ),
     "export-trace": (
         "mmsched_env.evaluation.export_trace",
         "one episode as a file for ui.perfetto.dev: mmsched export-trace policy=mect",

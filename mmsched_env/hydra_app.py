@@ -25,15 +25,18 @@ LISTS = {"cluster": ("cluster.gpus={}", "cluster.gpu_hosts=[]"), "models": ("mod
 """group -> what it stands for with a list in the place of an option's name: these GPUs, all in the first host; these models"""
 
 
-def run(command: str, task: Callable[[DictConfig], None], arguments: Sequence[str]) -> None:
-    """Compose ``conf/<command>.yaml`` with the overrides in `arguments` and call `task` with it (``-m``: for each)."""
+def run(command: str, task: Callable[[DictConfig], float | None], arguments: Sequence[str]) -> None:
+    """Compose ``conf/<command>.yaml`` with the overrides in `arguments` and call `task` with it (``-m``: for each).
+
+    What `task` returns is the value that a sweeper makes small.
+    """
     arguments = expanded(arguments)
     sys.argv = [f"mmsched {command}", *arguments]
     if not any(argument.startswith("-") for argument in arguments):
         check_overrides(command, arguments)
 
-    def guarded(config: DictConfig) -> None:
-        with_one_line_errors(lambda: task(config))
+    def guarded(config: DictConfig) -> Any:
+        return with_one_line_errors(lambda: task(config))
 
     try:
         hydra.main(version_base="1.3", config_path=f"pkg://{CONF}", config_name=command)(guarded)()
@@ -113,12 +116,23 @@ def scenario_ids() -> list[str]:
 
 def with_scenario(config_name: str, scenario: str) -> DictConfig:
     """The running command's configuration composed again with another scenario, by file name or id (``<name>-v0``)."""
-    scenario = re.sub(r"-v\d+$", "", scenario) if scenario in scenario_ids() else scenario
-    if scenario not in scenario_names():
-        raise unknown_name("scenario", scenario, scenario_names())
     overrides = list(HydraConfig.get().overrides.task)
     if any(override.startswith("scenario=") for override in overrides):
         raise ConfigError("scenario=... and scenarios=[...] are both given; accepted: one of them")
+    return known_scenario(config_name, scenario, overrides)
+
+
+def known_scenario(config_name: str, scenario: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """``conf/<config_name>.yaml`` with a scenario, within a running command.
+
+    Raises
+    ------
+    ConfigError
+        No such scenario.
+    """
+    scenario = re.sub(r"-v\d+$", "", scenario) if scenario in scenario_ids() else scenario
+    if scenario not in scenario_names():
+        raise unknown_name("scenario", scenario, scenario_names())
     return compose(config_name, overrides=[*overrides, f"scenario={scenario}"])
 
 

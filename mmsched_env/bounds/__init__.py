@@ -2,5 +2,5 @@
 
 exact.py    branch and bound over the simulator's own decisions, true lengths known
 search.py   the search, compiled over the kernel
-fluid.py    one pooled machine with free switching: a lower bound on the mean E2E latency
+fluid.py    one pooled machine with free switching: a lower bound on the weighted mean E2E latency
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from hydra.core.hydra_config import HydraConfig
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .. import hydra_app
+from ..bounds.fluid import weighted_e2e_lower_bound, why_no_bound
 from ..config import EnvConfig
 from ..costmodel.profile import profile_hash
 from ..errors import ConfigError
@@ -27,6 +30,7 @@ from .policies import make_policy
 from .report import (
     comparison_table,
     difference_of,
+    machine,
     print_table,
     revision,
     suite_table,
@@ -34,6 +38,7 @@ from .report import (
     write_parquet,
 )
 from .stats import holm, interquartile_mean, mean_over_episodes, p_value, paired_difference, probability_of_improvement
+from .tuned import tuned_entry
 
 COMMAND = "evaluate"
 KEY = "mean_e2e_ms"
@@ -66,20 +71,26 @@ def evaluate(config: DictConfig) -> None:
     run_all(cells, config.processes or os.cpu_count() or 1)
     results: dict[str, Any] = {}
     tables: list[pa.Table] = []
+    processor_s = 0.0
     for name, (scenario, env) in scenarios.items():
         mine = [(cell, read(cell)) for cell in cells if cell.scenario == name]
         tables += [_table(cell, result) for cell, result in mine]
+        processor_s += sum(result.processor_s for _, result in mine)
         results[name] = summarise(env, contenders, mine)
         results[name]["config"] = OmegaConf.to_container(scenario, resolve=True)
+        results[name]["entries"] = {cell.policy: json.loads(cell.entry) for cell, _ in mine if cell.member == 0}
+        results[name]["lower_bound_ms"] = _lower_bounds(env, config)
         if config.scenarios is None and config.loads is None:
             print_scenario(name, contenders, results[name], mine)
     correct_for_many(results)
     if config.scenarios is not None or config.loads is not None:
         print_table(suite_table([c.label for c in contenders], results))
     write_parquet(out / "requests.parquet", tables)
-    seeds = {"split": config.split, "seed": config.seed, "warmup": config.warmup}
-    given = [{"label": c.label, "entry": c.entries[0], "members": len(c.entries)} for c in contenders]
-    write_json(out / "summary.json", {"revision": revision(), **seeds, "policies": given, "scenarios": results})
+    facts = {key: config[key] for key in ("split", "seed", "warmup", "tuned")}
+    facts["policies"] = [{"label": c.label, "members": len(c.entries)} for c in contenders]
+    facts["command"] = shlex.join(["mmsched", "evaluate", *HydraConfig.get().overrides.task])
+    facts["processor_s"] = processor_s
+    write_json(out / "summary.json", {"revision": revision(), "machine": machine(), **facts, "scenarios": results})
     print(f"wrote {out / 'requests.parquet'} and {out / 'summary.json'}")
 
 
@@ -154,14 +165,24 @@ def _cells(
 ) -> list[Cell]:
     """Episode e is the trace of seed ``first_seed + e`` for every policy."""
     plain = json.dumps(hydra_app.env_values_of(scenario), sort_keys=True)
-    return [
-        Cell(
-            folder, name, plain, c.label, m, json.dumps(entry, sort_keys=True), e, first_seed + e, float(config.warmup)
-        )
-        for c in contenders
-        for m, entry in enumerate(c.entries)
-        for e in range(config.episodes)
-    ]
+    cells = []
+    for contender in contenders:
+        for member, given in enumerate(contender.entries):
+            entry = json.dumps(tuned_entry(given, scenario.scenario.name) if config.tuned else given, sort_keys=True)
+            cells += [
+                Cell(folder, name, plain, contender.label, member, entry, e, first_seed + e, float(config.warmup))
+                for e in range(config.episodes)
+            ]
+    return cells
+
+
+def _lower_bounds(env: EnvConfig, config: DictConfig) -> list[float] | None:
+    """What the weighted mean E2E of each trace cannot be below, in ms; None where there is no such bound."""
+    if config.warmup > 0 or why_no_bound(env) is not None:
+        return None
+    seeds = [seed_of(config.split, config.seed + e) for e in range(config.episodes)]
+    traces = [env.workload.sample(seed, env.models.names) for seed in seeds]
+    return [1e3 * weighted_e2e_lower_bound(env, trace) for trace in traces]
 
 
 def run_all(cells: Sequence[Cell], processes: int) -> None:

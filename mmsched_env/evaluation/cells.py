@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -65,6 +66,8 @@ class Result:
     summary: dict[str, float]
     decision_us: dict[str, float]
     """wall-clock percentiles of the policy's decisions; no part of the results, which are the same in every run"""
+    processor_s: float
+    """that the episode took; likewise"""
 
 
 def slug(text: str) -> str:
@@ -106,18 +109,20 @@ def read(cell: Cell) -> Result:
     table = pq.read_table(cell.path)
     stored = json.loads(table.schema.metadata[META])
     summary = {key: float("nan") if value is None else float(value) for key, value in stored["summary"].items()}
-    return Result(table.replace_schema_metadata(None), summary, stored["decision_us"])
+    return Result(table.replace_schema_metadata(None), summary, stored["decision_us"], stored["processor_s"])
 
 
 def _run(cell: Cell) -> Cell:
     simulation, policy = _simulation(cell.config), _policy(cell.entry)
     trace = simulation.config.workload.sample(cell.seed, simulation.config.models.names)
+    begun = time.process_time()
     episode = run_episode(simulation, policy, trace, cell.seed, int(cell.warmup * len(trace)))
     microseconds = 1e6 * episode.decision_s
     stored = {
         "fingerprint": fingerprint(cell),
         "summary": {key: None if value != value else value for key, value in episode.summary.items()},
         "decision_us": {f"p{q}": float(np.percentile(microseconds, q)) for q in (50, 99)},
+        "processor_s": time.process_time() - begun,
     }
     table = pa.table({key: pa.array(values) for key, values in episode.rows.items()})
     table = table.replace_schema_metadata({META: json.dumps(stored, sort_keys=True).encode()})

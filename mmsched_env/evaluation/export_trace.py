@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from .. import hydra_app
 from ..core import Simulation
 from ..rendering.chrome_trace import chrome_trace
 from ..workload.splits import seed_of
-from .policies import CHECKPOINT, make_policy
+from .policies import chosen_entry, make_policy
 from .report import writable, write_text
 from .rollout import run_episode
 
@@ -24,7 +22,7 @@ COMMAND = "export-trace"
 def export_trace(config: DictConfig) -> None:
     """Run the episode that the composed configuration asks for and write its file."""
     path = writable(config.file)
-    _, policy = make_policy(_entry(config))
+    _, policy = make_policy(chosen_entry(config.policy))
     env = hydra_app.env_config_of(config)
     seed = seed_of(config.split, config.seed)
     simulation = Simulation(env, 1, logging=True)
@@ -32,13 +30,6 @@ def export_trace(config: DictConfig) -> None:
     trace = chrome_trace(simulation, 0)
     write_text(path, json.dumps(trace, separators=(",", ":")) + "\n")
     print(f"{len(trace['traceEvents'])} events, wrote {path}: open it in ui.perfetto.dev")
-
-
-def _entry(config: DictConfig) -> dict[str, Any]:
-    """The chosen option of the group ``policy`` in the form of an entry of ``policies=[...]``."""
-    choice = str(HydraConfig.get().runtime.choices["policy"])
-    settings = {str(key): value for key, value in config.policy.items() if key != "_target_"}
-    return {"name": settings.pop("path") if choice == CHECKPOINT else choice, **settings}
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -43,6 +44,13 @@ def make_policy(entry: str | Mapping[str, Any]) -> tuple[str, Policy]:
         raise unknown_name("policy or checkpoint (.zip)", name, policy_names())
     policy = _instantiate(name, settings)
     return label + (BOUND_MARK if getattr(policy, "is_bound", False) else ""), policy
+
+
+def chosen_entry(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The running command's option of the group ``policy``, with its `values`, in the form of an entry of ``policies=[...]``."""
+    choice = str(HydraConfig.get().runtime.choices["policy"])
+    settings = {str(key): value for key, value in values.items() if key != "_target_"}
+    return {"name": settings.pop("path") if choice == CHECKPOINT else choice, **settings}
 
 
 def _instantiate(name: str, settings: Mapping[str, Any]) -> Policy:

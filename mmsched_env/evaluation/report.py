@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
@@ -61,6 +64,7 @@ def suite_table(policies: Sequence[str], results: Mapping[str, Mapping[str, Any]
     table.add_column("policy", no_wrap=True)
     for column in ("request\nper s", *(name.replace("_", "_\n", 1) for name in SUITE_COLUMNS)):
         table.add_column(column, justify="right")
+    table.add_column("gap, at\nmost, %", justify="right")
     table.add_column(f"mean_e2e vs {policies[0]}, s [95 %]", justify="right")
     table.add_column("P(better)", justify="right")
     table.add_column("p, Holm", justify="right")
@@ -73,9 +77,15 @@ def suite_table(policies: Sequence[str], results: Mapping[str, Mapping[str, Any]
                 for c in SUITE_COLUMNS
             ]
             versus = ["", "", ""] if first else _versus(result, policy)
-            table.add_row(scenario if first else "", policy, rate if first else "", *cells, *versus)
+            table.add_row(scenario if first else "", policy, rate if first else "", *cells, _gap(result, row), *versus)
         table.add_section()
     return table
+
+
+def _gap(result: Mapping[str, Any], row: Mapping[str, float]) -> str:
+    """Weighted mean E2E over the lower bound: how much the optimum can be better at most."""
+    bounds = result["lower_bound_ms"]
+    return "" if bounds is None else f"{100 * (row['weighted_mean_e2e_ms'] / float(np.mean(bounds)) - 1):.0f}"
 
 
 def _versus(result: Mapping[str, Any], policy: str) -> list[str]:
@@ -157,3 +167,13 @@ def revision() -> dict[str, str | None]:
     except (OSError, subprocess.SubprocessError):
         commit = None
     return {"mmsched_env": __version__, "git": commit}
+
+
+def machine() -> str:
+    """Processor, number of CPUs and versions that figures of this run depend on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        processor = platform.processor() or platform.machine()
+    return f"{processor}, {os.cpu_count()} CPUs, Python {platform.python_version()}, Numba {version('numba')}"

@@ -32,9 +32,9 @@ class Run:
         """Labels in the order they were given: the first is the reference of differences."""
         return [str(policy["label"]) for policy in self.summary["policies"]]
 
-    def entry(self, policy: str) -> Any:
-        """What made the policy: an entry of ``policies=[...]``."""
-        return next(one["entry"] for one in self.summary["policies"] if one["label"] == policy)
+    def entry(self, scenario: str, policy: str) -> Any:
+        """What made the policy there: an entry of ``policies=[...]``, with what was tuned for it."""
+        return self.summary["scenarios"][scenario]["entries"][policy]
 
     def of(self, scenario: str, policy: str | None = None) -> pd.DataFrame:
         """Requests of a scenario, by one policy or all."""

@@ -44,7 +44,7 @@ def play(run: Run, scenario: str, policies: Sequence[str], episode: int = 0) -> 
     trace = config.workload.sample(seed, config.models.names)
     played = []
     for label in policies:
-        _, policy = make_policy(run.entry(label))
+        _, policy = make_policy(run.entry(scenario, label))
         simulation = Simulation(config, 1, logging=True)
         run_episode(simulation, policy, trace, seed)
         played.append(Played(label, simulation))
