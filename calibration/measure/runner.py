@@ -15,7 +15,8 @@ from .disturbance import Disturbance, Watch
 from .points import Point, Preset, serving_points
 from .results import Results, Sample
 
-BEFORE, AFTER = -1, -2
+BEFORE, AFTER, AFTER_RUNS = -1, -2, -3
+"""rounds of the probes: around the measurement, and after a replay's real runs"""
 PROBES = 3
 """samples of a probe, whose median counts"""
 
@@ -61,14 +62,14 @@ class Run:
         """Measure what is missing. Raises ServerDied; what has ended by then is kept."""
         if not self._missing():
             return
-        self._probe(BEFORE)
+        self.probe(BEFORE)
         for number in self._rounds():
             rng = np.random.default_rng([self.rules.seed, number])
             for point in _shuffled(rng, self.backend.copies(self.preset) if number else ()):
                 self._sample(number, point, partial(self.backend.copy, point))
             for model in _shuffled(rng, self.models):
                 self._model(number, rng, model)
-        self._probe(AFTER)
+        self.probe(AFTER)
 
     def _rounds(self) -> range:
         return range(self.preset.rounds + 1)  # 0: loads alone, the first of a process are slower
@@ -155,7 +156,7 @@ class Run:
         self.results.add(sample)
         self._done.add((number, point))
 
-    def _probe(self, number: int) -> None:
+    def probe(self, number: int) -> None:
         """The same few figures of the first model before and after everything: has the machine changed?"""
         if not self.models:
             return
@@ -181,12 +182,12 @@ def _shuffled(rng: np.random.Generator, things: Iterable[Any]) -> list[Any]:
     return [items[i] for i in rng.permutation(len(items))]
 
 
-def drift(samples: Iterable[Sample]) -> float | None:
+def drift(samples: Iterable[Sample], after: int = AFTER) -> float | None:
     """How much slower the machine was after than before, relative; None without both probes."""
     probes = {(sample.round, sample.point): sample.seconds for sample in samples if sample.round < 0}
     ratios = [
-        probes[AFTER, point] / probes[BEFORE, point]
+        probes[after, point] / probes[BEFORE, point]
         for number, point in probes
-        if number == BEFORE and (AFTER, point) in probes
+        if number == BEFORE and (after, point) in probes
     ]
     return statistics.mean(ratios) - 1 if ratios else None
