@@ -1,7 +1,8 @@
 """`mmsched calibrate measure`: what one box can do, measured on it.
 
 points.py       what to measure: a point is one figure, a preset is a list of them
-backend.py      what an engine must offer; llama_cpp.py and torch_backend.py offer it
+backend.py      what an engine must offer; llama_cpp.py, torch_backend.py and http_backend.py offer it
+http_api.py     the OpenAI API, and what llama-swap and Ollama add to it
 disturbance.py  what else the box did beside a sample
 runner.py       rounds of samples in random order, redone where disturbed, kept where they end
 results.py      the file of samples, appended to, and the lock of its folder

@@ -28,7 +28,7 @@ from mmsched_env.errors import ConfigError
 from .. import gguf, schema
 from . import llama_http, pagecache
 from .backend import Figure, ServerDied
-from .points import ALL, Point, Preset
+from .points import ALL, SERVING, Point, Preset
 
 FIRST_TOKEN = 256
 """prompts are made of the stub vocabulary's fillers"""
@@ -273,6 +273,8 @@ class LlamaCpp:
         )
         self._rng = np.random.default_rng(0)
         self.text = self.prompt(context)
+
+    operations = SERVING
 
     @property
     def engine(self) -> str:

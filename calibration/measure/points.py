@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mmsched_env.errors import unknown_name
+
+SERVING = frozenset({"prefill", "decode", "save", "restore", "footprint", "unload"})
+"""operations of a loaded model"""
 
 ALL = -1
 """`n_gpu_layers` of a model wholly on the device"""
@@ -17,7 +21,7 @@ class Point:
 
     model: str
     operation: str
-    """load, first_token, prefill, decode, save, restore, unload, footprint, copy_h2d, copy_d2h"""
+    """load, first_token (after another model), prefill, decode, save, restore, unload, footprint, copy_h2d, copy_d2h"""
     tokens: int = 0
     """prompt (prefill), cache (save, restore), generated (decode)"""
     depth: int = 0
@@ -25,7 +29,7 @@ class Point:
     tier: str = ""
     """load: disk (cold) or page_cache (warm); save, restore: ram"""
     mode: str = ""
-    """load: read or mmap; copies: pinned or pageable"""
+    """load: read, mmap or served; copies: pinned or pageable"""
     n_gpu_layers: int = ALL
 
     def __str__(self) -> str:
@@ -78,11 +82,24 @@ PRESETS = {
 }
 
 
-def preset_of(name: str) -> Preset:
-    """Raises ConfigError for an unknown name."""
+def preset_of(name: str, seats: int, context: int) -> Preset:
+    """What of a preset `seats` requests of `context` tokens have room for. Raises ConfigError for an unknown name."""
     if name not in PRESETS:
         raise unknown_name("preset", name, PRESETS)
-    return PRESETS[name]
+    whole = PRESETS[name]
+    longest = context - whole.steps - max(whole.batches) - 1
+
+    def fitting(lengths: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(n for n in lengths if n <= longest) or (min(lengths),)
+
+    return dataclasses.replace(
+        whole,
+        prompts=fitting(whole.prompts),
+        depths=fitting(whole.depths),
+        batches=tuple(n for n in whole.batches if n <= seats),
+        batch_depths=fitting(whole.batch_depths),
+        caches=fitting(whole.caches),
+    )
 
 
 def serving_points(model: str, preset: Preset, n_gpu_layers: int = ALL) -> Iterator[Point]:

@@ -298,7 +298,7 @@ def write(
     ConfigError
         The folder cannot be written.
     """
-    if not all(_of(found, operation) for operation in ("decode", "prefill", "load")):
+    if not all(_of(found, operation) for operation in ("decode", "prefill", "load", "save")):
         return []
     paths = []
     gpu, host = make(device, found, f"{len(rows)} rows; {source}")

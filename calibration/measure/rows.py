@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
@@ -12,12 +13,13 @@ from mmsched_env.costmodel.profile import ModelProfile, load_model
 from mmsched_env.errors import ConfigError
 
 from .. import schema
+from ..importers.names import model_of_tag
 from ..schema import Measurement
 from .points import Point
 from .results import Sample
 
 IN_SCHEMA = ("load", "unload", "prefill", "decode", "save", "restore", "copy_h2d", "copy_d2h")
-"""the footprint stays in the file of samples"""
+"""footprints and swaps stay in the file of samples"""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,9 @@ def _figures(point: Point, samples: list[Sample]) -> Figures:
     return Figures(point, statistics.median(seconds), deviation, len(used), size, 0 if clean else len(used))
 
 
-def rows(found: Iterable[Figures], common: dict[str, Any], weights: dict[str, int]) -> list[Measurement]:
+def rows(
+    found: Iterable[Figures], common: dict[str, Any], weights: dict[str, int], layers_known: bool = True
+) -> list[Measurement]:
     """Measurements of the schema.
 
     Parameters
@@ -69,8 +73,11 @@ def rows(found: Iterable[Figures], common: dict[str, Any], weights: dict[str, in
         Columns that all rows share: gpu, num_gpus, host, engine, engine_version, ubatch, date, source.
     weights
         Bytes of each model's weights.
+    layers_known
+        Whether the points say where the layers were: a server that runs already has put them where it likes.
     """
-    return [_row(one, common, weights) for one in found if one.point.operation in IN_SCHEMA]
+    made = [_row(one, common, weights) for one in found if one.point.operation in IN_SCHEMA]
+    return made if layers_known else [dataclasses.replace(row, n_gpu_layers=None) for row in made]
 
 
 def _row(one: Figures, common: dict[str, Any], weights: dict[str, int]) -> Measurement:
@@ -93,7 +100,7 @@ def _row(one: Figures, common: dict[str, Any], weights: dict[str, int]) -> Measu
         rate = tokens / one.seconds
         columns |= {"value": rate, "unit": schema.RATE, "spread": None if one.spread is None else rate * one.spread}
         columns |= {"tokens": point.tokens, "depth": point.depth, "batch": point.batch}
-        columns["size_bytes"] = weights.get(point.model)
+        columns["size_bytes"] = weights.get(point.model) or None
         if point.operation == "decode":
             columns["ubatch"] = None
     else:
@@ -105,7 +112,9 @@ def _row(one: Figures, common: dict[str, Any], weights: dict[str, int]) -> Measu
 def _note(one: Figures) -> str:
     parts = []
     if one.point.operation == "load":
-        parts.append(f"load mode {one.point.mode}" + (", with the first token" if one.point.mode == "mmap" else ""))
+        parts.append(
+            f"load mode {one.point.mode}" + (", with the first token" if one.point.mode in ("mmap", "served") else "")
+        )
     if one.disturbed:
         parts.append("the machine was busy beside every sample")
     return "; ".join(parts)
@@ -114,7 +123,8 @@ def _note(one: Figures) -> str:
 def _model_columns(point: Point) -> dict[str, Any]:
     model = profile_of(point.model)
     if model is None:
-        return {"model": point.model, "n_gpu_layers": point.n_gpu_layers}
+        name, quant = model_of_tag(point.model)
+        return {"model": name, "quant": quant, "n_gpu_layers": point.n_gpu_layers}
     arch = model.architecture
     return {
         "model": point.model.removesuffix(f"-{model.quant}"),

@@ -80,8 +80,15 @@ class Run:
             loads = list(self.backend.loads(model, self.preset))
             yield from loads
             for layers in dict.fromkeys(load.n_gpu_layers for load in loads):
-                yield from serving_points(model, self.preset, layers)
-                yield Point(model, "unload", n_gpu_layers=layers)
+                yield from self._serving(model, layers)
+                yield from self._unload(model, layers)
+
+    def _serving(self, model: str, layers: int) -> list[Point]:
+        points = serving_points(model, self.preset, layers)
+        return [point for point in points if point.operation in self.backend.operations]
+
+    def _unload(self, model: str, layers: int) -> list[Point]:
+        return [Point(model, "unload", n_gpu_layers=layers)] if "unload" in self.backend.operations else []
 
     def _missing(self) -> bool:
         return any(key not in self._done for key in self.wanted())
@@ -92,20 +99,17 @@ class Run:
         last = {load.n_gpu_layers: load for load in loads}
         for load in _shuffled(rng, loads):
             serve = number > 0 and last[load.n_gpu_layers] == load
-            points = list(serving_points(model, self.preset, load.n_gpu_layers)) if serve else []
-            unload = Point(model, "unload", n_gpu_layers=load.n_gpu_layers)
-            if all((number, point) in self._done for point in [load, *points, *([unload] if serve else [])]):
+            points = self._serving(model, load.n_gpu_layers) if serve else []
+            unload = self._unload(model, load.n_gpu_layers) if serve else []
+            if all((number, point) in self._done for point in [load, *points, *unload]):
                 continue
             instance = self._load(number, load)
             if points:
                 instance.measure(points[0])  # thrown away: what it touches first it reads slowly
             for point in _shuffled(rng, points):
                 self._sample(number, point, partial(instance.measure, point))
-            if serve:
-                self._sample(number, unload, instance.unload, tries=1)
-                if (number, unload) in self._done:
-                    continue
-            instance.unload()
+            if not any(self._sample(number, point, instance.unload, tries=1) for point in unload):
+                instance.unload()
 
     def _load(self, number: int, point: Point) -> Instance:
         loaded: list[Instance] = []
