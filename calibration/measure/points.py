@@ -11,6 +11,14 @@ from mmsched_env.errors import unknown_name
 SERVING = frozenset({"prefill", "decode", "save", "restore", "footprint", "unload"})
 """operations of a loaded model"""
 
+SHARED = ("decode_beside_load", "load_beside_decode", "decode_beside_decode")
+"""the same while the device does something else too: the first word is timed, the last goes on beside it"""
+
+BESIDE_DEVICE = ("decode_beside_device", "prefill_beside_device")
+"""and while another device of the machine decodes"""
+
+BESIDE = frozenset({*SHARED, *BESIDE_DEVICE})
+
 ALL = -1
 """`n_gpu_layers` of a model wholly on the device"""
 
@@ -21,7 +29,7 @@ class Point:
 
     model: str
     operation: str
-    """load, first_token (after another model), prefill, decode, save, restore, unload, footprint, copy_h2d, copy_d2h"""
+    """load, first_token (after another model), prefill, decode, save, restore, unload, footprint, copy_h2d, copy_d2h, or one of BESIDE"""
     tokens: int = 0
     """prompt (prefill), cache (save, restore), generated (decode)"""
     depth: int = 0
@@ -114,3 +122,18 @@ def serving_points(model: str, preset: Preset, n_gpu_layers: int = ALL) -> Itera
         for operation in ("save", "restore"):
             yield Point(model, operation, tokens=tokens, tier="ram", n_gpu_layers=n_gpu_layers)
     yield Point(model, "footprint", n_gpu_layers=n_gpu_layers)
+    if n_gpu_layers == ALL:
+        yield from (beside(model, preset, operation) for operation in (*SHARED, *BESIDE_DEVICE))
+
+
+def beside(model: str, preset: Preset, operation: str) -> Point:
+    """The point of an operation of BESIDE: `alone` has the same settings."""
+    return dataclasses.replace(alone(model, preset, operation), operation=operation)
+
+
+def alone(model: str, preset: Preset, operation: str) -> Point:
+    """What it is compared with."""
+    what = operation.split("_")[0]
+    if what == "load":
+        return Point(model, what, tier="page_cache", mode="read")
+    return Point(model, what, tokens=preset.steps if what == "decode" else max(preset.prompts))

@@ -21,7 +21,8 @@ from mmsched_env.workload.trace import RequestTrace
 from ..atomic import write_atomic
 from ..measure import machine, results
 from ..measure.command import ended_by_signal, settings
-from ..measure.llama_cpp import READ, LlamaCpp
+from ..measure.launchers import READ
+from ..measure.llama_cpp import LlamaCpp
 from ..measure.points import Preset
 from ..measure.results import Results, locked
 from ..measure.rows import figures

@@ -37,7 +37,8 @@ from mmsched_env.workload.trace import RequestTrace
 
 from ..measure import llama_http, pagecache
 from ..measure.backend import ServerDied
-from ..measure.llama_cpp import FIRST_TOKEN, READ, Launcher, Settings
+from ..measure.launchers import READ, Launcher, Settings
+from ..measure.llama_http import FIRST_TOKEN
 from ..measure.points import ALL
 from . import moves
 from .mirror import Decision, Mirror

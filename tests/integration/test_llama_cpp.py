@@ -21,7 +21,8 @@ from mmsched_env.action import ActionLayout, Kind
 from mmsched_env.calibration import gguf, schema
 from mmsched_env.calibration.measure import command, results
 from mmsched_env.calibration.measure.backend import ServerDied
-from mmsched_env.calibration.measure.llama_cpp import READ, LlamaCpp, Worker
+from mmsched_env.calibration.measure.launchers import READ, Worker
+from mmsched_env.calibration.measure.llama_cpp import LlamaCpp
 from mmsched_env.calibration.measure.points import Point
 from mmsched_env.calibration.replay.mirror import simulation_with
 from mmsched_env.calibration.replay.real import RealSystem
