@@ -50,6 +50,8 @@ class MeasureConfig:
     """folder of the model files"""
     cores: tuple[int, ...] = ()
     """processor cores of the device, one thread each; empty: the last one, or all but one where there is a GPU"""
+    second: tuple[int, ...] | None = None
+    """llama_cpp: cores of another device, to measure how two slow each other; null: one that is left, []: none"""
     server: str = ""
     """llama_cpp: path of a llama-server; empty: xllamacpp"""
     url: str = ""
@@ -96,8 +98,9 @@ class MeasureConfig:
             if not getattr(self, key) >= low:
                 raise ConfigError(f"{key} is {getattr(self, key)}; accepted: a number >= {low}")
         have = os.sched_getaffinity(0)
-        if not set(self.cores) <= have:
-            raise ConfigError(f"cores is {list(self.cores)}; accepted: of {sorted(have)}")
+        for key, cores in (("cores", self.cores), ("second", self.second or ())):
+            if not set(cores) <= have:
+                raise ConfigError(f"{key} is {list(cores)}; accepted: of {sorted(have)}")
         if not self.models:
             raise ConfigError("models is []; accepted: at least one")
         if self.nice < 0 and os.geteuid() != 0:
@@ -108,6 +111,12 @@ class MeasureConfig:
         """One core for a CPU device: a thread for each core of the machine is disturbed by anything."""
         have = sorted(os.sched_getaffinity(0))
         return self.cores or ((tuple(have[1:]) or tuple(have)) if self.gpu else (have[-1],))
+
+    @property
+    def second_cores(self) -> tuple[int, ...]:
+        """A GPU has no other like it: two CPU devices are two cores."""
+        left = sorted(os.sched_getaffinity(0) - set(self.device_cores))
+        return tuple(left[-1:]) if self.second is None and not self.gpu else self.second or ()
 
 
 def _llama_cpp(config: MeasureConfig, out: Path) -> Backend:
@@ -125,6 +134,7 @@ def _llama_cpp(config: MeasureConfig, out: Path) -> Backend:
         config.gpu or schema.CPU_ONLY,
         int(config.gpu_memory_gb * 1e9) or None,
         config.nice,
+        second=config.second_cores,
     )
 
 

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from mmsched_env.errors import ConfigError
 
+from . import llama_http
 from .backend import ServerDied
 from .points import ALL
 
@@ -85,6 +86,7 @@ class Worker:
             env={**os.environ, "OMP_NUM_THREADS": str(len(cores))},
         )
         self._count = 0
+        self._urls: dict[str, str] = {}
         self.version = str(self._answer()["version"])
 
     @property
@@ -102,9 +104,13 @@ class Worker:
             n_gpu_layers=ALL_LAYERS if n_gpu_layers == ALL else n_gpu_layers,
             **vars(settings),
         )
-        return float(answer["seconds"]), str(answer["url"]), name
+        self._urls[name] = str(answer["url"])
+        return float(answer["seconds"]), self._urls[name], name
 
     def unload(self, name: str) -> float:
+        if name in self._urls:  # a server that has not begun its loop could never be ended: let it answer first
+            with suppress(ServerDied):
+                llama_http.slots(self._urls.pop(name))
         return float(self._ask(do="unload", name=name)["seconds"])
 
     def close(self) -> None:

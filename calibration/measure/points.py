@@ -11,8 +11,10 @@ from mmsched_env.errors import unknown_name
 SERVING = frozenset({"prefill", "decode", "save", "restore", "footprint", "unload"})
 """operations of a loaded model"""
 
-SHARED = ("decode_beside_load", "load_beside_decode", "decode_beside_decode")
-"""the same while the device does something else too: the first word is timed, the last goes on beside it"""
+BESIDE_LOAD = ("decode_beside_load", "load_beside_decode")
+"""the first word is timed, the last goes on beside it on the same device"""
+
+SHARED = (*BESIDE_LOAD, "decode_beside_decode")
 
 BESIDE_DEVICE = ("decode_beside_device", "prefill_beside_device")
 """and while another device of the machine decodes"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,17 @@ def _figures(point: Point, samples: list[Sample]) -> Figures:
     size = int(statistics.median(sample.size_bytes for sample in used))
     deviation = statistics.stdev(seconds) if len(seconds) > 1 else None
     return Figures(point, statistics.median(seconds), deviation, len(used), size, 0 if clean else len(used))
+
+
+def slowdowns(found: Sequence[Figures], operations: Collection[str]) -> list[float]:
+    """How much longer what was measured beside something else took than alone, as a share; one entry a model and operation."""
+    by_point = {one.point: one.seconds for one in found}
+    shares = []
+    for one in found:
+        alone = dataclasses.replace(one.point, operation=one.point.operation.split("_")[0])
+        if one.point.operation in operations and alone in by_point:
+            shares.append(one.seconds / by_point[alone] - 1)
+    return shares
 
 
 def rows(
