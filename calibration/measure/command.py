@@ -20,7 +20,7 @@ from mmsched_env.errors import ConfigError, MmschedError, unknown_name
 
 from .. import schema
 from ..atomic import write_atomic
-from . import machine, profiles
+from . import again, machine, profiles
 from .backend import Backend
 from .points import PRESETS, preset_of
 from .results import Results, Sample, locked
@@ -39,11 +39,13 @@ class MeasureConfig:
     backend: str = "llama_cpp"
     """llama_cpp, torch or http"""
     preset: str = "quick"
-    """tiny, quick or full"""
+    """tiny, quick, full or offload"""
     models: tuple[str, ...] = ("smollm2-135m-q8_0", "qwen2.5-0.5b-q8_0")
     """of the catalogue (mmsched catalogue), or GGUF files; http: as the server names them"""
     out: str = "runs/measure"
     """folder of the samples, the rows and the profiles; a run that was stopped goes on in it"""
+    against: str = ""
+    """folder of an earlier measurement of this box: do the two agree?"""
     name: str = ""
     """of the profiles; empty: from the machine"""
     cache: str = "~/.cache/mmsched/models"
@@ -52,6 +54,8 @@ class MeasureConfig:
     """processor cores of the device, one thread each; empty: the last one, or all but one where there is a GPU"""
     second: tuple[int, ...] | None = None
     """llama_cpp: cores of another device, to measure how two slow each other; null: one that is left, []: none"""
+    rpc: tuple[int, ...] = ()
+    """llama_cpp: cores of a device that takes layers as a GPU would (RPC); without server=, llama.cpp is built, once"""
     server: str = ""
     """llama_cpp: path of a llama-server; empty: xllamacpp"""
     url: str = ""
@@ -98,7 +102,7 @@ class MeasureConfig:
             if not getattr(self, key) >= low:
                 raise ConfigError(f"{key} is {getattr(self, key)}; accepted: a number >= {low}")
         have = os.sched_getaffinity(0)
-        for key, cores in (("cores", self.cores), ("second", self.second or ())):
+        for key, cores in (("cores", self.cores), ("second", self.second or ()), ("rpc", self.rpc)):
             if not set(cores) <= have:
                 raise ConfigError(f"{key} is {list(cores)}; accepted: of {sorted(have)}")
         if not self.models:
@@ -116,25 +120,30 @@ class MeasureConfig:
     def second_cores(self) -> tuple[int, ...]:
         """A GPU has no other like it: two CPU devices are two cores."""
         left = sorted(os.sched_getaffinity(0) - set(self.device_cores))
-        return tuple(left[-1:]) if self.second is None and not self.gpu else self.second or ()
+        return tuple(left[-1:]) if self.second is None and not (self.gpu or self.rpc) else self.second or ()
 
 
 def _llama_cpp(config: MeasureConfig, out: Path) -> Backend:
+    from .build import built
     from .llama_cpp import LlamaCpp
 
+    models = Path(config.cache).expanduser()
+    server = config.server or (str(built(models.parent)) if config.rpc else "")
+    by_rpc = f"RPC device, {len(config.rpc)} thread{'s' if len(config.rpc) > 1 else ''}"
     return LlamaCpp(
-        Path(config.cache).expanduser(),
+        models,
         config.device_cores,
         out / "server.log",
-        config.server,
+        server,
         config.seats,
         config.context,
         config.ubatch,
         config.cold,
-        config.gpu or schema.CPU_ONLY,
+        config.gpu or (by_rpc if config.rpc else schema.CPU_ONLY),
         int(config.gpu_memory_gb * 1e9) or None,
         config.nice,
         second=config.second_cores,
+        rpc=config.rpc,
     )
 
 
@@ -172,8 +181,13 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     config = build(MeasureConfig, settings(arguments))
     out = Path(config.out)
+    if config.against:
+        again.require(Path(config.against))
     with locked(out), ended_by_signal():
-        return run(config, out)
+        run(config, out)
+    if config.against:
+        print(again.compared(out, Path(config.against)))
+    return 0
 
 
 @contextmanager
@@ -194,7 +208,7 @@ def ended_by_signal() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def run(config: MeasureConfig, out: Path) -> int:
+def run(config: MeasureConfig, out: Path) -> None:
     """The command in a folder that is locked."""
     begun = time.monotonic()
     backend = BACKENDS[config.backend](config, out)
@@ -218,7 +232,6 @@ def run(config: MeasureConfig, out: Path) -> int:
     print(f"{len(measured)} rows written to {out / SAVED}")
     for path in profiles.write(out, device, measured, found, common["source"]):
         print(f"profile written to {path}")
-    return 0
 
 
 def _measure(measurement: Run, out: Path) -> None:

@@ -12,9 +12,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +26,7 @@ from .backend import ServerDied
 from .points import ALL
 
 ALL_LAYERS = 999
+RPC_SERVER = "ggml-rpc-server"
 READ, MMAP = "read", "mmap"
 
 
@@ -153,24 +155,32 @@ class Worker:
 class Binary:
     """`llama-server` as the user built it: a process for every load, which therefore counts the engine's start.
 
+    Parameters
+    ----------
+    rpc
+        Cores of a device of its own that layers are put on: llama.cpp's RPC server, which serves one model at a time.
+
     Raises
     ------
     ConfigError
-        There is no such program.
+        There is no such program, or no RPC server beside it.
     """
 
-    def __init__(self, program: str, cores: Sequence[int], log: Path, nice: int = 0) -> None:
+    def __init__(self, program: str, cores: Sequence[int], log: Path, nice: int = 0, rpc: Sequence[int] = ()) -> None:
         found = shutil.which(program)
         if found is None:
             raise ConfigError(f"server={program} is no program; accepted: the path of a llama-server")
-        self._program, self._cores, self._nice, self._log = found, set(cores), nice, log.open("ab")
+        self._program, self._log = found, log.open("ab")
+        self._child = partial(_become_device, set(cores), nice)
+        self._device = self._start_device(rpc, nice) if rpc else None
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         said = subprocess.run([found, "--version"], capture_output=True, text=True, check=False)
         self.version = (said.stderr + said.stdout).strip().splitlines()[0] if said.stderr or said.stdout else "unknown"
 
     @property
     def pids(self) -> tuple[int, ...]:
-        return tuple(process.pid for process in self._running.values())
+        device = (self._device[0].pid,) if self._device else ()
+        return (*device, *(process.pid for process in self._running.values()))
 
     def load(self, path: Path, mode: str, n_gpu_layers: int, settings: Settings) -> tuple[float, str, str]:
         port = _free_port()
@@ -179,15 +189,9 @@ class Binary:
         command += ["-b", str(settings.ubatch), "-ub", str(settings.ubatch), "-t", str(settings.threads)]
         command += ["-ngl", str(ALL_LAYERS if n_gpu_layers == ALL else n_gpu_layers), "--slots", "--no-warmup"]
         command += ["--slot-save-path", settings.slots] + (["--no-mmap"] if mode == READ else [])
+        command += ["--rpc", self._device[1]] if self._device else []
         begun = time.perf_counter()
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-            preexec_fn=self._child,
-            start_new_session=True,
-        )
+        process = self._start(command, self._child)
         self._running[str(port)] = process
         url = f"http://127.0.0.1:{port}"
         while not _healthy(url):
@@ -204,18 +208,50 @@ class Binary:
         return time.perf_counter() - begun
 
     def close(self) -> None:
-        for process in self._running.values():
+        for process in (*self._running.values(), *([self._device[0]] if self._device else [])):
             process.kill()
             process.wait()
         self._running.clear()
         self._log.close()
 
-    def _child(self) -> None:
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: dies with this process
-        os.sched_setaffinity(0, self._cores)
-        os.nice(self._nice)
-        with suppress(OSError):  # sessions share cores first, then processes
-            Path("/proc/self/autogroup").write_text(str(self._nice))
+    def _start(self, command: Sequence[str], child: Callable[[], None]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            preexec_fn=child,
+            start_new_session=True,
+        )
+
+    def _start_device(self, cores: Sequence[int], nice: int) -> tuple[subprocess.Popen[bytes], str]:
+        """The RPC server and its address."""
+        program = Path(self._program).with_name(RPC_SERVER)
+        if not program.is_file():
+            raise ConfigError(f"rpc= needs {program}; accepted: a server= that was built with GGML_RPC, or none")
+        port = _free_port()
+        command = [str(program), "-H", "127.0.0.1", "-p", str(port), "-t", str(len(cores))]
+        process = self._start(command, partial(_become_device, set(cores), nice))
+        while not _listening(port):
+            if process.poll() is not None:
+                raise ServerDied(f"{RPC_SERVER} ended with status {process.returncode}; see {self._log.name}")
+            time.sleep(0.01)
+        return process, f"127.0.0.1:{port}"
+
+
+def _become_device(cores: set[int], nice: int) -> None:
+    """In a new process: pinned, of its own priority, and dead when the one that started it is."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    os.sched_setaffinity(0, cores)
+    os.nice(nice)
+    with suppress(OSError):  # sessions share cores first, then processes
+        Path("/proc/self/autogroup").write_text(str(nice))
+
+
+def _listening(port: int) -> bool:
+    """By the kernel's table: a connection would be taken for a client."""
+    wanted = f":{port:04X} 00000000:0000 0A"
+    return any(wanted in line for line in Path("/proc/net/tcp").read_text().splitlines())
 
 
 def _free_port() -> int:

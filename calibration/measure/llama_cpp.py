@@ -47,6 +47,8 @@ class LlamaCpp:
         Of loading: read and mmap; what is measured loaded was loaded in the last one.
     second
         Cores of another device, to measure how the two slow each other; none: not measured.
+    rpc
+        Cores of a device that takes layers as a GPU would, by llama.cpp's RPC; `server` must be built with it.
     """
 
     def __init__(
@@ -64,15 +66,17 @@ class LlamaCpp:
         nice: int = 0,
         modes: Sequence[str] = (MMAP, READ),
         second: Sequence[int] = (),
+        rpc: Sequence[int] = (),
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="mmsched-", dir=_memory_folder())
         self._models = models
         self.settings = Settings(seats, context, ubatch, len(cores), f"{self._folder.name}/")
         self._cold, self._modes = cold, modes
         self.gpu, self.gpu_mem_bytes = gpu, gpu_mem_bytes
-        self.launcher = self._launcher(server, cores, log, nice)
+        self.launcher = self._launcher(server, cores, log, nice, rpc)
         self.second = self._launcher(server, second, log, nice) if second else None
-        self.operations = SERVING | {*SHARED, *(BESIDE_DEVICE if second else ())}
+        # an RPC device serves one model at a time: nothing can go on beside it
+        self.operations = SERVING | {*(() if rpc else SHARED), *(BESIDE_DEVICE if second else ())}
         self._rng = np.random.default_rng(0)
         self.text = self.prompt(context)
 
@@ -88,8 +92,10 @@ class LlamaCpp:
     def pids(self) -> Sequence[int]:
         return (*self.launcher.pids, *(self.second.pids if self.second else ()))
 
-    def _launcher(self, server: str, cores: Sequence[int], log: Path, nice: int) -> Launcher:
-        return Binary(server, cores, log, nice) if server else Worker(cores, log, nice, self._folder.name)
+    def _launcher(self, server: str, cores: Sequence[int], log: Path, nice: int, rpc: Sequence[int] = ()) -> Launcher:
+        if server:
+            return Binary(server, cores, log, nice, rpc)
+        return Worker(cores, log, nice, self._folder.name)
 
     def path_of(self, model: str) -> Path:
         """The model's file."""
