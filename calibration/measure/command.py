@@ -125,6 +125,7 @@ class MeasureConfig:
 
 def _llama_cpp(config: MeasureConfig, out: Path) -> Backend:
     from .build import built
+    from .launchers import MMAP, READ
     from .llama_cpp import LlamaCpp
 
     models = Path(config.cache).expanduser()
@@ -142,6 +143,7 @@ def _llama_cpp(config: MeasureConfig, out: Path) -> Backend:
         config.gpu or (by_rpc if config.rpc else schema.CPU_ONLY),
         int(config.gpu_memory_gb * 1e9) or None,
         config.nice,
+        modes=(READ,) if config.rpc else (MMAP, READ),  # what a device holds is no page of the file
         second=config.second_cores,
         rpc=config.rpc,
     )

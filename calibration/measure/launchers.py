@@ -27,6 +27,9 @@ from .points import ALL
 
 ALL_LAYERS = 999
 RPC_SERVER = "ggml-rpc-server"
+
+PLAIN = {"--cache-ram": "0", "--ctx-checkpoints": "0", "--slot-prompt-similarity": "0", "--fit": "off"}
+"""options that keep a server from remembering past prompts and from choosing for itself, where it knows them"""
 READ, MMAP = "read", "mmap"
 
 
@@ -174,8 +177,8 @@ class Binary:
         self._child = partial(_become_device, set(cores), nice)
         self._device = self._start_device(rpc, nice) if rpc else None
         self._running: dict[str, subprocess.Popen[bytes]] = {}
-        said = subprocess.run([found, "--version"], capture_output=True, text=True, check=False)
-        self.version = (said.stderr + said.stdout).strip().splitlines()[0] if said.stderr or said.stdout else "unknown"
+        self.version = (_said(found, "--version").splitlines() or ["unknown"])[0]
+        self._options = _said(found, "--help")
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -188,7 +191,8 @@ class Binary:
         command += ["-np", str(settings.seats), "-c", str(settings.seats * settings.context)]
         command += ["-b", str(settings.ubatch), "-ub", str(settings.ubatch), "-t", str(settings.threads)]
         command += ["-ngl", str(ALL_LAYERS if n_gpu_layers == ALL else n_gpu_layers), "--slots", "--no-warmup"]
-        command += ["--slot-save-path", settings.slots] + (["--no-mmap"] if mode == READ else [])
+        command += ["--slot-save-path", settings.slots, *self._load_mode(mode)]
+        command += [word for name, value in PLAIN.items() if name in self._options for word in (name, value)]
         command += ["--rpc", self._device[1]] if self._device else []
         begun = time.perf_counter()
         process = self._start(command, self._child)
@@ -199,6 +203,11 @@ class Binary:
                 raise ServerDied(f"llama-server ended with status {process.returncode}; see {self._log.name}")
             time.sleep(0.002)
         return time.perf_counter() - begun, url, str(port)
+
+    def _load_mode(self, mode: str) -> list[str]:
+        if "--load-mode" in self._options:  # since 2026
+            return ["--load-mode", "none" if mode == READ else "mmap"]
+        return ["--no-mmap"] if mode == READ else []
 
     def unload(self, name: str) -> float:
         process = self._running.pop(name)
@@ -237,6 +246,11 @@ class Binary:
                 raise ServerDied(f"{RPC_SERVER} ended with status {process.returncode}; see {self._log.name}")
             time.sleep(0.01)
         return process, f"127.0.0.1:{port}"
+
+
+def _said(program: str, question: str) -> str:
+    said = subprocess.run([program, question], capture_output=True, text=True, check=False)
+    return (said.stderr + said.stdout).strip()
 
 
 def _become_device(cores: set[int], nice: int) -> None:

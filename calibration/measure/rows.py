@@ -28,7 +28,7 @@ class Figures:
 
     point: Point
     seconds: float
-    """median"""
+    """median of the undisturbed samples; where sums are predicted: mean of all of them"""
     deviation: float | None
     """standard deviation of a sample, s; None: one sample"""
     repeats: int
@@ -42,22 +42,27 @@ class Figures:
         return None if self.deviation is None or self.seconds == 0 else self.deviation / self.seconds
 
 
-def figures(samples: Iterable[Sample]) -> list[Figures]:
-    """One entry a point, in the order of the points."""
+def figures(samples: Iterable[Sample], for_sums: bool = False) -> list[Figures]:
+    """One entry a point, in the order of the points.
+
+    A machine is best described by what it does undisturbed. What many operations take together on a machine that is disturbed now and
+    then is predicted by their mean, disturbed ones included: `for_sums`.
+    """
     groups: defaultdict[Point, list[Sample]] = defaultdict(list)
     for sample in samples:
         if sample.round >= 1:
             groups[sample.point].append(sample)
-    return [_figures(point, groups[point]) for point in sorted(groups)]
+    return [_figures(point, groups[point], for_sums) for point in sorted(groups)]
 
 
-def _figures(point: Point, samples: list[Sample]) -> Figures:
+def _figures(point: Point, samples: list[Sample], for_sums: bool) -> Figures:
     clean = [sample for sample in samples if not sample.disturbed]
-    used = clean or samples
+    used = samples if for_sums else clean or samples
+    center = statistics.mean if for_sums else statistics.median
     seconds = [sample.seconds for sample in used]
     size = int(statistics.median(sample.size_bytes for sample in used))
     deviation = statistics.stdev(seconds) if len(seconds) > 1 else None
-    return Figures(point, statistics.median(seconds), deviation, len(used), size, 0 if clean else len(used))
+    return Figures(point, center(seconds), deviation, len(used), size, 0 if clean else len(used))
 
 
 def slowdowns(found: Sequence[Figures], operations: Collection[str]) -> list[float]:

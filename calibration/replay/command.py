@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -61,11 +62,8 @@ class ReplayConfig:
     """processor cores of the device; empty: the last one"""
     server: str = ""
     """path of a llama-server; empty: xllamacpp"""
-    rounds: int = 3
-    """calibration right before: samples of every figure"""
-    tries: int = 2
-    max_foreign: float = 0.1
-    """cores that other processes may use beside a sample of the calibration"""
+    rounds: int = 5
+    """calibration right before: samples of every figure; all count, for what disturbs them disturbs the runs too"""
     nice: int = 0
     """priority of the servers; below 0 needs root"""
 
@@ -73,7 +71,7 @@ class ReplayConfig:
         scenario_of(self.scenario)
         for policy in self.policies:
             make_policy(policy)
-        for key, low in {"requests": 0, "repeats": 1, "others": 1, "rounds": 1, "tries": 1, "seed": 0}.items():
+        for key, low in {"requests": 0, "repeats": 1, "others": 1, "rounds": 1, "seed": 0}.items():
             if getattr(self, key) < low:
                 raise ConfigError(f"{key} is {getattr(self, key)}; accepted: a whole number >= {low}")
         have = os.sched_getaffinity(0)
@@ -159,7 +157,7 @@ def run(config: ReplayConfig, out: Path) -> None:
             backend.prepare(model)
         samples = Results(out, header_of(config) | engine_of(config, backend))
         preset = preset_for(trace_of(config), scenario.seats, config.rounds)
-        rules = Rules(config.tries, config.max_foreign, config.seed)
+        rules = Rules(tries=1, max_foreign=math.inf, seed=config.seed)
         calibration = Run(backend, scenario.models, preset, rules, samples)
         calibration.go()
         replay = replay_of(config, out)
@@ -227,7 +225,7 @@ def replay_of(config: ReplayConfig, out: Path) -> Replay:
     scenario = scenario_of(config.scenario)
     env = scenario.config(config.requests)
     base = build_tables(env.cluster, env.models, env.limits.levels, env.limits.batch)
-    found = figures(results.read(out / results.NAME)[1])
+    found = figures(results.read(out / results.NAME)[1], for_sums=True)
     tables = measured_tables(base, scenario.models, found, int(scenario.memory_gb * 1e9))
     return Replay(scenario, env, tables, trace_of(config), config.seed)
 

@@ -281,6 +281,15 @@ def test_slowdowns_compare_with_the_same_alone() -> None:
     assert slowdowns(found, BESIDE_DEVICE) == [pytest.approx(0.2)]
 
 
+def test_sums_are_predicted_by_the_mean_of_all_samples() -> None:
+    point = Point(MODELS[0], "prefill", tokens=60)
+    taken = ((1, 1.0, False), (2, 1.1, False), (3, 3.0, True))
+    samples = [results.Sample(n, point, seconds, 0, 0, 0, 0, 1, bad) for n, seconds, bad in taken]
+    assert figures(samples)[0].seconds == pytest.approx(1.05)
+    mean = figures(samples, for_sums=True)[0]
+    assert (mean.seconds, mean.repeats) == (pytest.approx(1.7), 3)
+
+
 RATES = {
     "read": 15e9,
     "kv": 2e9,
