@@ -160,8 +160,8 @@ class RealSystem:
     def close(self) -> None:
         """End the servers. May be called twice."""
         for device in self.devices:
+            device.launcher.close()  # first: what hangs in a server ends with it
             device.thread.shutdown(wait=True, cancel_futures=True)
-            device.launcher.close()
 
     # ---------------------------------------------------------------- the loop
 
