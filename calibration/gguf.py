@@ -7,6 +7,7 @@ finite, written directly: no float copy, nothing to quantise.
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ FALLBACK = {Type.Q6_K: Type.Q8_0, Type.Q5_K: Type.Q5_1, Type.Q4_K: Type.Q5_0, Ty
 SCALES: dict[Type, tuple[tuple[int, float], ...]] = {
     Type.Q8_0: ((0, 1.0),),
     Type.Q4_0: ((0, 1.0),),
+    Type.Q4_1: ((0, 1.0), (2, -7.5)),
     Type.Q5_0: ((0, 1.0),),
     Type.Q5_1: ((0, 1.0), (2, -15.5)),
     Type.Q4_K: ((0, 1.0), (2, 7.5)),
@@ -41,6 +43,9 @@ SCALES: dict[Type, tuple[tuple[int, float], ...]] = {
 
 POOL_BYTES = 8 << 20
 """random bytes drawn for each block type, then repeated: enough that no cache holds them"""
+
+NOT_MERGED = 252
+"""entries of SmolLM2's vocabulary that are no merges: bytes and names"""
 
 ROPE_BASE = 10000.0
 CONTEXT = 32768
@@ -88,7 +93,11 @@ def write_random(path: Path, model: ModelProfile, seed: int = 0) -> Path:
     ConfigError
         An architecture that is not supported, no room on the disk, or a folder that cannot be written.
     """
-    tensors = list(tensors_of(model.architecture, model.quant))
+    return write_tensors(path, model, list(tensors_of(model.architecture, model.quant)), seed)
+
+
+def write_tensors(path: Path, model: ModelProfile, tensors: list[Tensor], seed: int = 0) -> Path:
+    """The same with tensors of the caller's block types. Raises ConfigError."""
     family = family_of(model)
     size = sum(tensor.num_bytes for tensor in tensors)
     if path.exists() and path.stat().st_size >= size:
@@ -96,7 +105,7 @@ def write_random(path: Path, model: ModelProfile, seed: int = 0) -> Path:
     temporary = path.with_suffix(".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _require_room(path, size + 64 * model.architecture.vocab)
+        _require_room(path, size + 128 * model.architecture.vocab)
         _write(temporary, model, family, tensors, np.random.default_rng(seed))
         temporary.replace(path)
     except OSError as error:
@@ -244,7 +253,7 @@ def _describe(writer: gguf.GGUFWriter, model: ModelProfile) -> None:
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
     writer.add_token_types([gguf.TokenType.NORMAL] * (arch.vocab - 2) + [gguf.TokenType.CONTROL] * 2)
-    writer.add_token_merges([f"{tokens[0]} {tokens[1]}"])
+    writer.add_token_merges(stub_merges(arch.vocab))
     writer.add_bos_token_id(arch.vocab - 2)
     writer.add_eos_token_id(arch.vocab - 1)
     writer.add_add_bos_token(False)
@@ -259,6 +268,14 @@ def stub_tokens(vocab: int) -> list[str]:
     hidden = [chr(256 + b) for b in range(33)]  # GPT-2's letters for what cannot be printed
     fillers = [f"<unused{i}>" for i in range(vocab - 2 - len(shown) - len(hidden))]
     return [*shown, *hidden, *fillers, "<begin>", "<end>"]
+
+
+def stub_merges(vocab: int) -> list[str]:
+    """As many merges as a vocabulary grown from bytes has, which a load reads too; none of them applies to any text."""
+    letters = [chr(b) for b in range(33, 127)]
+    pairs = ["".join(pair) for pair in itertools.islice(itertools.product(letters, repeat=2), 1, None)]
+    made = (f"{first} {second}" for first in pairs for second in pairs)
+    return list(itertools.islice(made, max(1, vocab - NOT_MERGED)))
 
 
 def _require_room(path: Path, size: int) -> None:

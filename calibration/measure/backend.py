@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -55,6 +55,11 @@ class Backend(Protocol):
 
     @property
     def gpu_mem_bytes(self) -> int | None: ...
+
+    @property
+    def operations(self) -> Collection[str]:
+        """of `points.SERVING`: what it can measure"""
+        ...
 
     @property
     def pids(self) -> Sequence[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -10,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -18,7 +20,7 @@ from mmsched_env.errors import ConfigError, MmschedError, unknown_name
 
 from .. import schema
 from ..atomic import write_atomic
-from . import machine, profiles
+from . import again, machine, profiles
 from .backend import Backend
 from .points import PRESETS, preset_of
 from .results import Results, Sample, locked
@@ -27,35 +29,47 @@ from .runner import Rules, Run, drift
 
 SAVED = "measurements.csv"
 
+LOCAL = ("localhost", "127.0.0.1", "::1")
+
 
 @dataclass(frozen=True)
 class MeasureConfig:
     """Settings of a measurement."""
 
     backend: str = "llama_cpp"
-    """llama_cpp or torch"""
+    """llama_cpp, torch or http"""
     preset: str = "quick"
-    """tiny, quick or full"""
+    """tiny, quick, full or offload"""
     models: tuple[str, ...] = ("smollm2-135m-q8_0", "qwen2.5-0.5b-q8_0")
-    """of the catalogue (mmsched catalogue), or GGUF files"""
+    """of the catalogue (mmsched catalogue), or GGUF files; http: as the server names them"""
     out: str = "runs/measure"
     """folder of the samples, the rows and the profiles; a run that was stopped goes on in it"""
+    against: str = ""
+    """folder of an earlier measurement of this box: do the two agree?"""
     name: str = ""
     """of the profiles; empty: from the machine"""
     cache: str = "~/.cache/mmsched/models"
     """folder of the model files"""
     cores: tuple[int, ...] = ()
     """processor cores of the device, one thread each; empty: the last one, or all but one where there is a GPU"""
+    second: tuple[int, ...] | None = None
+    """llama_cpp: cores of another device, to measure how two slow each other; null: one that is left, []: none"""
+    rpc: tuple[int, ...] = ()
+    """llama_cpp: cores of a device that takes layers as a GPU would (RPC); without server=, llama.cpp is built, once"""
     server: str = ""
     """llama_cpp: path of a llama-server; empty: xllamacpp"""
+    url: str = ""
+    """http: of a server that is running: http://127.0.0.1:11434"""
+    timeout_s: float = 300.0
+    """http: longest silence of the server"""
     gpu: str = ""
-    """llama_cpp: the GPU a build that has one puts layers on, as its vendor calls it"""
+    """llama_cpp, http: the GPU that layers are put on, as its vendor calls it"""
     gpu_memory_gb: float = 0.0
     """memory of the device; 0: all there is"""
     seats: int = 4
-    """llama_cpp: requests at once"""
+    """requests at once"""
     context: int = 2048
-    """llama_cpp: tokens of each"""
+    """tokens of each"""
     ubatch: int = 512
     """prompt tokens computed at once"""
     cold: bool = True
@@ -65,7 +79,7 @@ class MeasureConfig:
     tries: int = 3
     """samples taken at most where the machine is disturbed; the last stands, and is marked"""
     max_foreign: float = 0.1
-    """cores that other processes may use beside a sample"""
+    """cores that other processes may use beside a sample; not http: what the server uses is not known"""
     nice: int = 0
     """priority of the measured process; below 0 needs root"""
     seed: int = 0
@@ -83,12 +97,14 @@ class MeasureConfig:
             "tries": 1,
             "max_foreign": 0,
             "gpu_memory_gb": 0,
+            "timeout_s": 0.001,
         }.items():
             if not getattr(self, key) >= low:
                 raise ConfigError(f"{key} is {getattr(self, key)}; accepted: a number >= {low}")
         have = os.sched_getaffinity(0)
-        if not set(self.cores) <= have:
-            raise ConfigError(f"cores is {list(self.cores)}; accepted: of {sorted(have)}")
+        for key, cores in (("cores", self.cores), ("second", self.second or ()), ("rpc", self.rpc)):
+            if not set(cores) <= have:
+                raise ConfigError(f"{key} is {list(cores)}; accepted: of {sorted(have)}")
         if not self.models:
             raise ConfigError("models is []; accepted: at least one")
         if self.nice < 0 and os.geteuid() != 0:
@@ -100,22 +116,36 @@ class MeasureConfig:
         have = sorted(os.sched_getaffinity(0))
         return self.cores or ((tuple(have[1:]) or tuple(have)) if self.gpu else (have[-1],))
 
+    @property
+    def second_cores(self) -> tuple[int, ...]:
+        """A GPU has no other like it: two CPU devices are two cores."""
+        left = sorted(os.sched_getaffinity(0) - set(self.device_cores))
+        return tuple(left[-1:]) if self.second is None and not (self.gpu or self.rpc) else self.second or ()
+
 
 def _llama_cpp(config: MeasureConfig, out: Path) -> Backend:
+    from .build import built
+    from .launchers import MMAP, READ
     from .llama_cpp import LlamaCpp
 
+    models = Path(config.cache).expanduser()
+    server = config.server or (str(built(models.parent)) if config.rpc else "")
+    by_rpc = f"RPC device, {len(config.rpc)} thread{'s' if len(config.rpc) > 1 else ''}"
     return LlamaCpp(
-        Path(config.cache).expanduser(),
+        models,
         config.device_cores,
         out / "server.log",
-        config.server,
+        server,
         config.seats,
         config.context,
         config.ubatch,
         config.cold,
-        config.gpu or schema.CPU_ONLY,
+        config.gpu or (by_rpc if config.rpc else schema.CPU_ONLY),
         int(config.gpu_memory_gb * 1e9) or None,
         config.nice,
+        modes=(READ,) if config.rpc else (MMAP, READ),  # what a device holds is no page of the file
+        second=config.second_cores,
+        rpc=config.rpc,
     )
 
 
@@ -125,7 +155,17 @@ def _torch(config: MeasureConfig, out: Path) -> Backend:
     return Torch(config.device_cores, config.dtype, config.context, config.ubatch, config.gpu_memory_gb)
 
 
-BACKENDS: dict[str, Callable[[MeasureConfig, Path], Backend]] = {"llama_cpp": _llama_cpp, "torch": _torch}
+def _http(config: MeasureConfig, out: Path) -> Backend:
+    from .http_backend import Http
+
+    return Http(config.url, config.gpu or schema.CPU_ONLY, int(config.gpu_memory_gb * 1e9) or None, config.timeout_s)
+
+
+BACKENDS: dict[str, Callable[[MeasureConfig, Path], Backend]] = {
+    "llama_cpp": _llama_cpp,
+    "torch": _torch,
+    "http": _http,
+}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -143,8 +183,13 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     config = build(MeasureConfig, settings(arguments))
     out = Path(config.out)
+    if config.against:
+        again.require(Path(config.against))
     with locked(out), ended_by_signal():
-        return run(config, out)
+        run(config, out)
+    if config.against:
+        print(again.compared(out, Path(config.against)))
+    return 0
 
 
 @contextmanager
@@ -165,7 +210,7 @@ def ended_by_signal() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def run(config: MeasureConfig, out: Path) -> int:
+def run(config: MeasureConfig, out: Path) -> None:
     """The command in a folder that is locked."""
     begun = time.monotonic()
     backend = BACKENDS[config.backend](config, out)
@@ -173,14 +218,15 @@ def run(config: MeasureConfig, out: Path) -> int:
         weights = {model: backend.prepare(model) for model in config.models}
         header = header_of(config, backend)
         results = Results(out, header)
-        measurement = Run(backend, config.models, preset_of(config.preset), rules_of(config), results)
+        preset = preset_of(config.preset, config.seats, config.context)
+        measurement = Run(backend, config.models, preset, rules_of(config), results)
         _measure(measurement, out)
         common = columns_of(config, backend)
         device = profiles.Device(config.name or _default_name(backend, config), backend.gpu_mem_bytes)
     finally:
         backend.close()
     found = figures(results.samples)
-    measured = rows(found, common, weights)
+    measured = rows(found, common, weights, layers_known=config.backend != "http")
     schema.write(out / SAVED, measured)
     write_atomic(out / "machine.yaml", yaml.safe_dump(header["machine"], sort_keys=False))
     print(table(found))
@@ -188,7 +234,6 @@ def run(config: MeasureConfig, out: Path) -> int:
     print(f"{len(measured)} rows written to {out / SAVED}")
     for path in profiles.write(out, device, measured, found, common["source"]):
         print(f"profile written to {path}")
-    return 0
 
 
 def _measure(measurement: Run, out: Path) -> None:
@@ -214,7 +259,7 @@ def _measure(measurement: Run, out: Path) -> None:
 
 def rules_of(config: MeasureConfig) -> Rules:
     """When samples are redone."""
-    return Rules(config.tries, config.max_foreign, config.seed)
+    return Rules(config.tries, math.inf if config.backend == "http" else config.max_foreign, config.seed)
 
 
 def settings(arguments: Sequence[str]) -> dict[str, Any]:
@@ -253,7 +298,7 @@ def usage() -> str:
 
 def header_of(config: MeasureConfig, backend: Backend) -> dict[str, Any]:
     """What a run that goes on must agree with."""
-    same = ("backend", "preset", "models", "seats", "context", "ubatch", "cold", "dtype", "seed")
+    same = ("backend", "preset", "models", "seats", "context", "ubatch", "cold", "dtype", "seed", "url")
     return {
         "settings": {key: getattr(config, key) for key in same} | {"cores": config.device_cores},
         "machine": machine.description()
@@ -264,18 +309,26 @@ def header_of(config: MeasureConfig, backend: Backend) -> dict[str, Any]:
 def columns_of(config: MeasureConfig, backend: Backend) -> dict[str, Any]:
     """Columns that all rows of this run share."""
     on_gpu = backend.gpu != schema.CPU_ONLY
-    threads = len(config.device_cores)
     return {
         "gpu": backend.gpu,
         "gpu_mem_gb": backend.gpu_mem_bytes / 1e9 if on_gpu and backend.gpu_mem_bytes else None,
         "num_gpus": 1 if on_gpu else 0,
-        "host": f"{machine.host()}, {threads} thread{'s' if threads > 1 else ''}",
+        "host": host_of(config),
         "engine": backend.engine,
         "engine_version": backend.version,
         "ubatch": config.ubatch,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "source": "own measurement (mmsched calibrate measure)",
     }
+
+
+def host_of(config: MeasureConfig) -> str:
+    """The machine that computes, and on how much of it, as far as known."""
+    if config.backend == "http":
+        name = urlsplit(config.url).hostname or ""
+        return machine.host() if name in LOCAL else name
+    threads = len(config.device_cores)
+    return f"{machine.host()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _default_name(backend: Backend, config: MeasureConfig) -> str:

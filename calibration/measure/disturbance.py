@@ -29,10 +29,10 @@ class Disturbance:
     waited: float
     """that the busiest thread of the measured processes was ready but had no core; the sharpest of the three"""
 
-    def over(self, max_foreign: float) -> bool:
-        """Is the sample to be done again?"""
+    def over(self, max_foreign: float, shared: bool = False) -> bool:
+        """Is the sample to be done again? `shared`: the processes had to wait for each other."""
         busy = self.seconds >= SHORTEST_S and (self.foreign_cores > max_foreign or self.steal > MAX_STEAL)
-        return busy or self.waited > MAX_WAITED
+        return busy or (self.waited > MAX_WAITED and not shared)
 
 
 class Watch:

@@ -1,24 +1,13 @@
-"""llama.cpp: the real llama-server, in a pinned process by `xllamacpp` or as a binary of the user's."""
+"""llama.cpp: the real llama-server, measured."""
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
-import json
 import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,200 +15,10 @@ from mmsched_env.costmodel.profile import load_model
 from mmsched_env.errors import ConfigError
 
 from .. import gguf, schema
-from . import llama_http, pagecache
-from .backend import Figure, ServerDied
-from .points import ALL, Point, Preset
-
-FIRST_TOKEN = 256
-"""prompts are made of the stub vocabulary's fillers"""
-
-ALL_LAYERS = 999
-READ, MMAP = "read", "mmap"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a model is served."""
-
-    seats: int
-    """slots of the server: requests at once"""
-    context: int
-    """tokens of each"""
-    ubatch: int
-    threads: int
-    slots: str
-    """folder for saved caches, in memory; ends with a slash: llama-server puts names right behind it"""
-
-
-class Launcher(Protocol):
-    """Something that starts and ends llama-servers on one device."""
-
-    version: str
-
-    @property
-    def pids(self) -> Sequence[int]: ...
-
-    def load(self, path: Path, mode: str, n_gpu_layers: int, settings: Settings) -> tuple[float, str, str]:
-        """(seconds until it serves, URL, name for `unload`). Raises ServerDied."""
-        ...
-
-    def unload(self, name: str) -> float:
-        """Seconds. Raises ServerDied."""
-        ...
-
-    def close(self) -> None: ...
-
-
-class Worker:
-    """A process pinned to `cores` that serves models through `xllamacpp`; it removes `folder` when it ends.
-
-    Raises
-    ------
-    ConfigError
-        `xllamacpp` is not installed.
-    """
-
-    def __init__(self, cores: Sequence[int], log: Path, nice: int = 0, folder: str = "") -> None:
-        if importlib.util.find_spec("xllamacpp") is None:
-            raise ConfigError(
-                "backend=llama_cpp needs xllamacpp; accepted: pip install 'mmsched-env[measure]', or server="
-            )
-        self._log = log.open("ab")
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("worker.py")), ",".join(map(str, cores)), str(nice), folder],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(len(cores))},
-        )
-        self._count = 0
-        self.version = str(self._answer()["version"])
-
-    @property
-    def pids(self) -> tuple[int, ...]:
-        return (self._process.pid,)
-
-    def load(self, path: Path, mode: str, n_gpu_layers: int, settings: Settings) -> tuple[float, str, str]:
-        self._count += 1
-        name = str(self._count)
-        answer = self._ask(
-            do="load",
-            name=name,
-            path=str(path),
-            mode=mode,
-            n_gpu_layers=ALL_LAYERS if n_gpu_layers == ALL else n_gpu_layers,
-            **vars(settings),
-        )
-        return float(answer["seconds"]), str(answer["url"]), name
-
-    def unload(self, name: str) -> float:
-        return float(self._ask(do="unload", name=name)["seconds"])
-
-    def close(self) -> None:
-        if self._process.stdin and not self._process.stdin.closed:
-            with suppress(BrokenPipeError):
-                self._process.stdin.close()
-        try:
-            self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        if self._process.stdout:
-            self._process.stdout.close()
-        self._log.close()
-
-    def _ask(self, **command: Any) -> dict[str, Any]:
-        assert self._process.stdin
-        try:
-            self._process.stdin.write(json.dumps(command) + "\n")
-            self._process.stdin.flush()
-        except (BrokenPipeError, ValueError):
-            raise ServerDied(self._obituary()) from None
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout
-        line = self._process.stdout.readline()
-        if not line:
-            raise ServerDied(self._obituary())
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise ServerDied(f"llama.cpp: {answer['error']}; see {self._log.name}")
-        return answer
-
-    def _obituary(self) -> str:
-        code = self._process.wait()
-        return f"the server process ended with status {code} while it was measured; see {self._log.name}"
-
-
-class Binary:
-    """`llama-server` as the user built it: a process for every load, which therefore counts the engine's start.
-
-    Raises
-    ------
-    ConfigError
-        There is no such program.
-    """
-
-    def __init__(self, program: str, cores: Sequence[int], log: Path, nice: int = 0) -> None:
-        found = shutil.which(program)
-        if found is None:
-            raise ConfigError(f"server={program} is no program; accepted: the path of a llama-server")
-        self._program, self._cores, self._nice, self._log = found, set(cores), nice, log.open("ab")
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
-        said = subprocess.run([found, "--version"], capture_output=True, text=True, check=False)
-        self.version = (said.stderr + said.stdout).strip().splitlines()[0] if said.stderr or said.stdout else "unknown"
-
-    @property
-    def pids(self) -> tuple[int, ...]:
-        return tuple(process.pid for process in self._running.values())
-
-    def load(self, path: Path, mode: str, n_gpu_layers: int, settings: Settings) -> tuple[float, str, str]:
-        port = _free_port()
-        command = [self._program, "-m", str(path), "--host", "127.0.0.1", "--port", str(port)]
-        command += ["-np", str(settings.seats), "-c", str(settings.seats * settings.context)]
-        command += ["-b", str(settings.ubatch), "-ub", str(settings.ubatch), "-t", str(settings.threads)]
-        command += ["-ngl", str(ALL_LAYERS if n_gpu_layers == ALL else n_gpu_layers), "--slots", "--no-warmup"]
-        command += ["--slot-save-path", settings.slots] + (["--no-mmap"] if mode == READ else [])
-        begun = time.perf_counter()
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-            preexec_fn=self._child,
-            start_new_session=True,
-        )
-        self._running[str(port)] = process
-        url = f"http://127.0.0.1:{port}"
-        while not _healthy(url):
-            if process.poll() is not None:
-                raise ServerDied(f"llama-server ended with status {process.returncode}; see {self._log.name}")
-            time.sleep(0.002)
-        return time.perf_counter() - begun, url, str(port)
-
-    def unload(self, name: str) -> float:
-        process = self._running.pop(name)
-        begun = time.perf_counter()
-        process.terminate()
-        process.wait()
-        return time.perf_counter() - begun
-
-    def close(self) -> None:
-        for process in self._running.values():
-            process.kill()
-            process.wait()
-        self._running.clear()
-        self._log.close()
-
-    def _child(self) -> None:
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: dies with this process
-        os.sched_setaffinity(0, self._cores)
-        os.nice(self._nice)
-        with suppress(OSError):  # sessions share cores first, then processes
-            Path("/proc/self/autogroup").write_text(str(self._nice))
+from . import beside, llama_http, pagecache
+from .backend import Figure
+from .launchers import MMAP, READ, Binary, Launcher, Settings, Worker
+from .points import ALL, BESIDE_DEVICE, SERVING, SHARED, Point, Preset
 
 
 class LlamaCpp:
@@ -246,6 +45,10 @@ class LlamaCpp:
         Priority of the server's process (below 0 needs root): on a shared machine the measured core is then its own.
     modes
         Of loading: read and mmap; what is measured loaded was loaded in the last one.
+    second
+        Cores of another device, to measure how the two slow each other; none: not measured.
+    rpc
+        Cores of a device that takes layers as a GPU would, by llama.cpp's RPC; `server` must be built with it.
     """
 
     def __init__(
@@ -262,15 +65,18 @@ class LlamaCpp:
         gpu_mem_bytes: int | None = None,
         nice: int = 0,
         modes: Sequence[str] = (MMAP, READ),
+        second: Sequence[int] = (),
+        rpc: Sequence[int] = (),
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="mmsched-", dir=_memory_folder())
         self._models = models
         self.settings = Settings(seats, context, ubatch, len(cores), f"{self._folder.name}/")
         self._cold, self._modes = cold, modes
         self.gpu, self.gpu_mem_bytes = gpu, gpu_mem_bytes
-        self.launcher: Launcher = (
-            Binary(server, cores, log, nice) if server else Worker(cores, log, nice, self._folder.name)
-        )
+        self.launcher = self._launcher(server, cores, log, nice, rpc)
+        self.second = self._launcher(server, second, log, nice) if second else None
+        # an RPC device serves one model at a time: nothing can go on beside it
+        self.operations = SERVING | {*(() if rpc else SHARED), *(BESIDE_DEVICE if second else ())}
         self._rng = np.random.default_rng(0)
         self.text = self.prompt(context)
 
@@ -284,7 +90,12 @@ class LlamaCpp:
 
     @property
     def pids(self) -> Sequence[int]:
-        return self.launcher.pids
+        return (*self.launcher.pids, *(self.second.pids if self.second else ()))
+
+    def _launcher(self, server: str, cores: Sequence[int], log: Path, nice: int, rpc: Sequence[int] = ()) -> Launcher:
+        if server:
+            return Binary(server, cores, log, nice, rpc)
+        return Worker(cores, log, nice, self._folder.name)
 
     def path_of(self, model: str) -> Path:
         """The model's file."""
@@ -316,7 +127,7 @@ class LlamaCpp:
             pagecache.warm(path)
         before = resident_bytes(self.pids)
         seconds, url, name = self.launcher.load(path, point.mode, point.n_gpu_layers, self.settings)
-        instance = LlamaInstance(self, url, name, before)
+        instance = LlamaInstance(self, path, url, name, before)
         if point.mode == MMAP:  # pages are read when the first token needs them: that is part of the load
             seconds += instance.measure(Point(point.model, "prefill", tokens=1)).seconds
         return Figure(seconds, path.stat().st_size), instance
@@ -329,18 +140,22 @@ class LlamaCpp:
 
     def close(self) -> None:
         self.launcher.close()
+        if self.second:
+            self.second.close()
         self._folder.cleanup()
 
     def prompt(self, tokens: int) -> list[int]:
         """Random token ids: a prompt that no cache knows."""
-        return [int(x) for x in self._rng.integers(FIRST_TOKEN, FIRST_TOKEN + 1000, max(1, tokens))]
+        return [
+            int(x) for x in self._rng.integers(llama_http.FIRST_TOKEN, llama_http.FIRST_TOKEN + 1000, max(1, tokens))
+        ]
 
 
 class LlamaInstance:
     """A model in a llama-server."""
 
-    def __init__(self, backend: LlamaCpp, url: str, name: str, before_bytes: int) -> None:
-        self.backend, self.url, self.name = backend, url, name
+    def __init__(self, backend: LlamaCpp, path: Path, url: str, name: str, before_bytes: int) -> None:
+        self.backend, self.path, self.url, self.name = backend, path, url, name
         self._before_bytes = before_bytes
 
     def measure(self, point: Point) -> Figure:
@@ -389,6 +204,30 @@ class LlamaInstance:
         seconds, answer = llama_http.slot_action(self.url, 0, "restore", "cache.bin")
         return Figure(seconds, int(answer["n_read"]))
 
+    def _decode_beside_load(self, point: Point) -> Figure:
+        with beside.loading(self.backend.launcher, self.path, self.backend.settings):
+            return self._decode(point)
+
+    def _load_beside_decode(self, point: Point) -> Figure:
+        with beside.decoding(self.url, self.backend.settings):
+            seconds, _, name = self.backend.launcher.load(self.path, READ, ALL, self.backend.settings)
+        self.backend.launcher.unload(name)
+        return Figure(seconds, self.path.stat().st_size)
+
+    def _decode_beside_decode(self, point: Point) -> Figure:
+        with beside.decoding_on(self.backend.launcher, self.path, self.backend.settings):
+            return self._decode(point)
+
+    def _decode_beside_device(self, point: Point) -> Figure:
+        assert self.backend.second
+        with beside.decoding_on(self.backend.second, self.path, self.backend.settings):
+            return self._decode(point)
+
+    def _prefill_beside_device(self, point: Point) -> Figure:
+        assert self.backend.second
+        with beside.decoding_on(self.backend.second, self.path, self.backend.settings):
+            return self._prefill(point)
+
     def _footprint(self, point: Point) -> Figure:
         return Figure(0.0, max(1, resident_bytes(self.backend.pids) - self._before_bytes))
 
@@ -416,19 +255,3 @@ def _layers(model: str, shares: Sequence[float]) -> Iterator[int]:
 def _memory_folder() -> str | None:
     """Saved caches go to memory where there is a file system in it."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-
-
-def _free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
-
-
-def _healthy(url: str) -> bool:
-    import urllib.request
-
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=1) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False

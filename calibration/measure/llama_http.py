@@ -14,6 +14,9 @@ from .backend import ServerDied
 
 TIMEOUT_S = 300.0
 
+FIRST_TOKEN = 256
+"""prompts are made of the stub vocabulary's fillers"""
+
 UNKNOWN = 0
 """id given to a token that the server has not told: a cache computed from the real one is then partly computed again"""
 

@@ -25,12 +25,17 @@ def evict(path: Path) -> None:
     Raises
     ------
     ConfigError
-        They are still there: a file system in memory, or one that does not let go.
+        They are still there: a file system in memory, or one that does not let go; or it is not permitted.
     """
     for _ in range(TRIES):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())  # pages not yet written stay
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        try:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())  # pages not yet written stay
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        except OSError as error:
+            raise ConfigError(
+                f"{path}: cannot be dropped from the page cache: {error.strerror}; accepted: cold=false"
+            ) from None
         left = cached_share(path)
         if left <= MAX_LEFT:
             return

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mmsched_env.errors import unknown_name
+
+SERVING = frozenset({"prefill", "decode", "save", "restore", "footprint", "unload"})
+"""operations of a loaded model"""
+
+BESIDE_LOAD = ("decode_beside_load", "load_beside_decode")
+"""the first word is timed, the last goes on beside it on the same device"""
+
+SHARED = (*BESIDE_LOAD, "decode_beside_decode")
+
+BESIDE_DEVICE = ("decode_beside_device", "prefill_beside_device")
+"""and while another device of the machine decodes"""
+
+BESIDE = frozenset({*SHARED, *BESIDE_DEVICE})
 
 ALL = -1
 """`n_gpu_layers` of a model wholly on the device"""
@@ -17,7 +31,7 @@ class Point:
 
     model: str
     operation: str
-    """load, first_token, prefill, decode, save, restore, unload, footprint, copy_h2d, copy_d2h"""
+    """load, first_token (after another model), prefill, decode, save, restore, unload, footprint, copy_h2d, copy_d2h, or one of BESIDE"""
     tokens: int = 0
     """prompt (prefill), cache (save, restore), generated (decode)"""
     depth: int = 0
@@ -25,7 +39,7 @@ class Point:
     tier: str = ""
     """load: disk (cold) or page_cache (warm); save, restore: ram"""
     mode: str = ""
-    """load: read or mmap; copies: pinned or pageable"""
+    """load: read, mmap or served; copies: pinned or pageable"""
     n_gpu_layers: int = ALL
 
     def __str__(self) -> str:
@@ -64,6 +78,7 @@ PRESETS = {
     "quick": Preset(
         (32, 128, 384), (0, 256, 768), (1, 2, 4), (0, 256), (128, 384), 24, 3, (1.0, 0.5), (MIB, 16 * MIB, 256 * MIB)
     ),
+    "offload": Preset((64,), (0, 256), (1,), (0,), (64,), 24, 3, (1.0, 0.75, 0.5, 0.25, 0.0)),
     "full": Preset(
         (32, 64, 128, 256, 512, 1024),
         (0, 128, 512, 1024, 2048, 4096),
@@ -78,11 +93,24 @@ PRESETS = {
 }
 
 
-def preset_of(name: str) -> Preset:
-    """Raises ConfigError for an unknown name."""
+def preset_of(name: str, seats: int, context: int) -> Preset:
+    """What of a preset `seats` requests of `context` tokens have room for. Raises ConfigError for an unknown name."""
     if name not in PRESETS:
         raise unknown_name("preset", name, PRESETS)
-    return PRESETS[name]
+    whole = PRESETS[name]
+    longest = context - whole.steps - max(whole.batches) - 1
+
+    def fitting(lengths: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(n for n in lengths if n <= longest) or (min(lengths),)
+
+    return dataclasses.replace(
+        whole,
+        prompts=fitting(whole.prompts),
+        depths=fitting(whole.depths),
+        batches=tuple(n for n in whole.batches if n <= seats),
+        batch_depths=fitting(whole.batch_depths),
+        caches=fitting(whole.caches),
+    )
 
 
 def serving_points(model: str, preset: Preset, n_gpu_layers: int = ALL) -> Iterator[Point]:
@@ -97,3 +125,18 @@ def serving_points(model: str, preset: Preset, n_gpu_layers: int = ALL) -> Itera
         for operation in ("save", "restore"):
             yield Point(model, operation, tokens=tokens, tier="ram", n_gpu_layers=n_gpu_layers)
     yield Point(model, "footprint", n_gpu_layers=n_gpu_layers)
+    if n_gpu_layers == ALL:
+        yield from (beside(model, preset, operation) for operation in (*SHARED, *BESIDE_DEVICE))
+
+
+def beside(model: str, preset: Preset, operation: str) -> Point:
+    """The point of an operation of BESIDE: `alone` has the same settings."""
+    return dataclasses.replace(alone(model, preset, operation), operation=operation)
+
+
+def alone(model: str, preset: Preset, operation: str) -> Point:
+    """What it is compared with."""
+    what = operation.split("_")[0]
+    if what == "load":
+        return Point(model, what, tier="page_cache", mode="read")
+    return Point(model, what, tokens=preset.steps if what == "decode" else max(preset.prompts))

@@ -26,8 +26,8 @@ from ..atomic import write_atomic
 from ..fit import to_yaml
 from ..schema import Measurement
 from . import machine
-from .points import ALL
-from .rows import Figures, profile_of
+from .points import ALL, BESIDE_DEVICE, BESIDE_LOAD
+from .rows import Figures, profile_of, slowdowns
 
 VOCAB_S = 2.091e-06
 """seconds of tokenizer set-up per entry where a single model cannot tell it from the rest: own measurement, llama.cpp
@@ -298,7 +298,7 @@ def write(
     ConfigError
         The folder cannot be written.
     """
-    if not all(_of(found, operation) for operation in ("decode", "prefill", "load")):
+    if not all(_of(found, operation) for operation in ("decode", "prefill", "load", "save")):
         return []
     paths = []
     gpu, host = make(device, found, f"{len(rows)} rows; {source}")
@@ -368,7 +368,7 @@ def make(device: Device, found: Sequence[Figures], source: str) -> tuple[GpuProf
         load=fitted(_rate(load, "load"), "B/s", load.spreads.get("load")),
         unload_s=fitted(max(unload.values.get("fixed", 0.0), 1e-4), "s", unload.spreads.get("fixed")),
         unload=fitted(_rate(unload, "unload"), "B/s", unload.spreads.get("unload")),
-        operation_share=assumed(0.0, "share"),
+        operation_share=_share(found, BESIDE_LOAD, source),
         errors={"decode": decode.error(), "prefill": prefill.error(), "load": load.error()},
     )
     return gpu, _host(device, found, decode, fitted, gpu)
@@ -398,8 +398,18 @@ def _host(device: Device, found: Sequence[Figures], decode: Fit, fitted: Maker, 
         batch=Curve(gpu.batch.value, "relative", "assumed", "as the device"),
         disk=rate,
         disk_load=rate,
-        interference=Maker("assumed", "not measured")(0.0, "share"),
+        interference=_share(found, BESIDE_DEVICE, fitted.source),
     )
+
+
+def _share(found: Sequence[Figures], operations: Sequence[str], source: str) -> Number:
+    """How much longer things take beside each other: mean over models and operations; one cannot speed up the other."""
+    shares = slowdowns(found, operations)
+    if not shares:
+        return Maker("assumed", "not measured")(0.0, "share")
+    mean = max(0.0, statistics.mean(shares))
+    deviation = statistics.stdev(shares) / mean if len(shares) > 1 and mean else WIDEST
+    return Maker("measured", source)(mean, "share", float(np.clip(deviation, NARROWEST, WIDEST)))
 
 
 def disk_rate(found: Iterable[Figures]) -> float | None:

@@ -6,7 +6,7 @@ import dataclasses
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ class Sample:
     """One figure of one round."""
 
     round: int
-    """0: warm-up, thrown away; -1: probe before, -2: probe after"""
+    """0: warm-up, thrown away; below 0: probes (runner.py)"""
     point: Point
     seconds: float
     size_bytes: int
@@ -78,11 +78,7 @@ class Results:
 
     def _resume(self, header: dict[str, Any]) -> None:
         found, self.samples, whole = read(self.path)
-        for key, value in header.items():
-            if found.get(key) != value:
-                raise ConfigError(
-                    f"{self.path}: was measured with {key}={found.get(key)}, not {value}; accepted: the same, or another out="
-                )
+        require_same(self.path, found, header)
         with self.path.open("r+b") as file:  # a line that a stop cut off goes
             file.truncate(whole)
 
@@ -105,6 +101,15 @@ class Results:
             raise ConfigError(
                 f"{self.path}: cannot be written: {error.strerror}; accepted: a folder with room"
             ) from None
+
+
+def require_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises ConfigError where what was measured has another header than what is wanted."""
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            raise ConfigError(
+                f"{path}: was measured with {key}={found.get(key)}, not {value}; accepted: the same, or another out="
+            )
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Sample], int]:

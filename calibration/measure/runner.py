@@ -12,10 +12,11 @@ import numpy as np
 
 from .backend import Backend, Figure, Instance
 from .disturbance import Disturbance, Watch
-from .points import Point, Preset, serving_points
+from .points import BESIDE, Point, Preset, serving_points
 from .results import Results, Sample
 
-BEFORE, AFTER = -1, -2
+BEFORE, AFTER, AFTER_RUNS = -1, -2, -3
+"""rounds of the probes: around the measurement, and after a replay's real runs"""
 PROBES = 3
 """samples of a probe, whose median counts"""
 
@@ -61,14 +62,14 @@ class Run:
         """Measure what is missing. Raises ServerDied; what has ended by then is kept."""
         if not self._missing():
             return
-        self._probe(BEFORE)
+        self.probe(BEFORE)
         for number in self._rounds():
             rng = np.random.default_rng([self.rules.seed, number])
             for point in _shuffled(rng, self.backend.copies(self.preset) if number else ()):
                 self._sample(number, point, partial(self.backend.copy, point))
             for model in _shuffled(rng, self.models):
                 self._model(number, rng, model)
-        self._probe(AFTER)
+        self.probe(AFTER)
 
     def _rounds(self) -> range:
         return range(self.preset.rounds + 1)  # 0: loads alone, the first of a process are slower
@@ -79,8 +80,15 @@ class Run:
             loads = list(self.backend.loads(model, self.preset))
             yield from loads
             for layers in dict.fromkeys(load.n_gpu_layers for load in loads):
-                yield from serving_points(model, self.preset, layers)
-                yield Point(model, "unload", n_gpu_layers=layers)
+                yield from self._serving(model, layers)
+                yield from self._unload(model, layers)
+
+    def _serving(self, model: str, layers: int) -> list[Point]:
+        points = serving_points(model, self.preset, layers)
+        return [point for point in points if point.operation in self.backend.operations]
+
+    def _unload(self, model: str, layers: int) -> list[Point]:
+        return [Point(model, "unload", n_gpu_layers=layers)] if "unload" in self.backend.operations else []
 
     def _missing(self) -> bool:
         return any(key not in self._done for key in self.wanted())
@@ -91,20 +99,17 @@ class Run:
         last = {load.n_gpu_layers: load for load in loads}
         for load in _shuffled(rng, loads):
             serve = number > 0 and last[load.n_gpu_layers] == load
-            points = list(serving_points(model, self.preset, load.n_gpu_layers)) if serve else []
-            unload = Point(model, "unload", n_gpu_layers=load.n_gpu_layers)
-            if all((number, point) in self._done for point in [load, *points, *([unload] if serve else [])]):
+            points = self._serving(model, load.n_gpu_layers) if serve else []
+            unload = self._unload(model, load.n_gpu_layers) if serve else []
+            if all((number, point) in self._done for point in [load, *points, *unload]):
                 continue
             instance = self._load(number, load)
             if points:
                 instance.measure(points[0])  # thrown away: what it touches first it reads slowly
             for point in _shuffled(rng, points):
                 self._sample(number, point, partial(instance.measure, point))
-            if serve:
-                self._sample(number, unload, instance.unload, tries=1)
-                if (number, unload) in self._done:
-                    continue
-            instance.unload()
+            if not any(self._sample(number, point, instance.unload, tries=1) for point in unload):
+                instance.unload()
 
     def _load(self, number: int, point: Point) -> Instance:
         loaded: list[Instance] = []
@@ -134,7 +139,7 @@ class Run:
             around = watch.stop()
             if best is None or around.waited <= best[1].waited:
                 best = figure, around
-            if number == 0 or not around.over(self.rules.max_foreign):
+            if number == 0 or not self._disturbed(point, around):
                 break
         assert best
         self._keep(number, point, *best, attempts)
@@ -150,12 +155,15 @@ class Run:
             round(around.steal, 4),
             round(around.waited, 4),
             tries,
-            around.over(self.rules.max_foreign),
+            self._disturbed(point, around),
         )
         self.results.add(sample)
         self._done.add((number, point))
 
-    def _probe(self, number: int) -> None:
+    def _disturbed(self, point: Point, around: Disturbance) -> bool:
+        return around.over(self.rules.max_foreign, shared=point.operation in BESIDE)
+
+    def probe(self, number: int) -> None:
         """The same few figures of the first model before and after everything: has the machine changed?"""
         if not self.models:
             return
@@ -168,6 +176,7 @@ class Run:
             return
         instance = self.backend.load(load)[1]
         for point in points:
+            instance.measure(point)  # thrown away: the first of a process is slower
             self._sample(number, point, partial(_median, instance, point))
         instance.unload()
 
@@ -181,12 +190,12 @@ def _shuffled(rng: np.random.Generator, things: Iterable[Any]) -> list[Any]:
     return [items[i] for i in rng.permutation(len(items))]
 
 
-def drift(samples: Iterable[Sample]) -> float | None:
+def drift(samples: Iterable[Sample], after: int = AFTER) -> float | None:
     """How much slower the machine was after than before, relative; None without both probes."""
     probes = {(sample.round, sample.point): sample.seconds for sample in samples if sample.round < 0}
     ratios = [
-        probes[AFTER, point] / probes[BEFORE, point]
+        probes[after, point] / probes[BEFORE, point]
         for number, point in probes
-        if number == BEFORE and (AFTER, point) in probes
+        if number == BEFORE and (after, point) in probes
     ]
     return statistics.mean(ratios) - 1 if ratios else None

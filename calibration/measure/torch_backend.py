@@ -22,7 +22,7 @@ from mmsched_env.errors import ConfigError, MmschedError
 from .. import schema
 from .backend import Figure
 from .decoder import Decoder, Weights, random_weights
-from .points import ALL, Point, Preset
+from .points import ALL, SERVING, Point, Preset
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 PINNED, PAGEABLE = "pinned", "pageable"
@@ -60,6 +60,8 @@ class Torch:
         self.dtype, self.context, self.ubatch = DTYPES[dtype], context, ubatch
         self._memory_bytes = int(memory_gb * 1e9)
         self._host: tuple[str, str, Weights] | None = None
+
+    operations = SERVING
 
     @property
     def on_gpu(self) -> bool:

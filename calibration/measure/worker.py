@@ -1,15 +1,16 @@
 """A process that loads and unloads models in a llama-server of its own (`xllamacpp`), told to by lines of JSON.
 
-It is pinned to its cores before the library starts, and dies with the process that started it, whichever way that ends.
+It is pinned to its cores before the library starts, and dies with the process that started it, whichever way that ends and
+whatever the library is doing then: a process beside it waits for the end of either.
 Run as ``python worker.py CORES NICE FOLDER``; imports nothing of this package, so that it starts fast.
 """
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import os
+import select
 import shutil
 import signal
 import sys
@@ -19,16 +20,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-PR_SET_PDEATHSIG = 1
-
 
 def main() -> None:
     """Serve commands from standard input until it is closed."""
     cores, nice, folder = sys.argv[1:]
-    signal.signal(signal.SIGTERM, lambda *_: _end(folder))
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() == 1:  # the driver has ended before it could tell
-        _end(folder)
+    _watched(os.getppid(), folder)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that drives this one
     os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
     os.nice(int(nice))
@@ -47,11 +43,21 @@ def main() -> None:
         except Exception as error:  # whatever the library raises goes to the driver as text
             answer = {"error": " ".join(str(error).split()) or type(error).__name__}
         print(json.dumps(answer), file=answers, flush=True)
-    _end(folder)
+    os._exit(0)  # at once: without the servers' own clearing up, which waits for their connections
 
 
-def _end(folder: str) -> None:
-    """At once, whatever the servers do: without their own clearing up, which waits for their connections."""
+def _watched(driver: int, folder: str) -> None:
+    """A process that ends this one with the driver, even one that hangs in the library, and removes `folder`."""
+    ends = [os.pidfd_open(os.getpid()), os.pidfd_open(driver)]
+    if os.fork():
+        return
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for descriptor in (0, 1):  # the driver waits for the end of the worker's
+        os.close(descriptor)
+    select.select(ends, [], [])
+    with suppress(ProcessLookupError):
+        signal.pidfd_send_signal(ends[0], signal.SIGKILL)
     if folder:
         shutil.rmtree(folder, ignore_errors=True)
     os._exit(0)

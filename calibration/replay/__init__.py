@@ -8,5 +8,7 @@ timings.py    measured figures to the cost tables of these very models
 retime.py     the simulator made to take the decisions of a real run
 compare.py    errors, and the real runs' own spread beside them
 plots.py      scatter and timelines
+report.py     all of it in words and tables
+kept.py       runs in files, to be compared again
 command.py    the command
 """

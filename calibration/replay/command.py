@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import json
+import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmsched_env.config import EnvConfig, build
-from mmsched_env.costmodel.tables import CostTables, build_tables
+from mmsched_env.config import build
+from mmsched_env.costmodel.tables import build_tables
 from mmsched_env.errors import ConfigError
 from mmsched_env.evaluation.policies import make_policy
 from mmsched_env.workload.trace import RequestTrace
 
 from ..atomic import write_atomic
-from ..measure import machine
+from ..measure import machine, results
 from ..measure.command import ended_by_signal, settings
-from ..measure.llama_cpp import READ, LlamaCpp
+from ..measure.launchers import READ
+from ..measure.llama_cpp import LlamaCpp
 from ..measure.points import Preset
 from ..measure.results import Results, locked
 from ..measure.rows import figures
-from ..measure.runner import Rules, Run
-from . import compare, plots
+from ..measure.runner import AFTER_RUNS, Rules, Run, drift
+from . import kept
 from .mirror import simulation_with
-from .real import Outcome, RealSystem
-from .retime import retime, simulate
-from .scenarios import Scenario, scenario_of
+from .real import RealSystem
+from .report import Replay, report
+from .scenarios import scenario_of
 from .timings import measured_tables
 
 SEED = 2**62
@@ -50,27 +50,28 @@ class ReplayConfig:
     requests: int = 0
     """0: the scenario's"""
     repeats: int = 5
-    """real runs of the first policy; of the others there is one"""
+    """real runs of the first policy"""
+    others: int = 1
+    """real runs of each other policy; the policies take turns"""
     seed: int = 0
     out: str = "runs/replay"
-    """folder of the samples, the runs and the report; must be new or empty"""
+    """folder of the samples, the runs and the report; what is there already is not run again, only compared again"""
     cache: str = "~/.cache/mmsched/models"
     """folder of the model files"""
     cores: tuple[int, ...] = ()
     """processor cores of the device; empty: the last one"""
     server: str = ""
     """path of a llama-server; empty: xllamacpp"""
-    rounds: int = 3
-    """calibration right before: samples of every figure"""
-    tries: int = 2
-    max_foreign: float = 0.1
-    """cores that other processes may use beside a sample of the calibration"""
+    rounds: int = 5
+    """calibration right before: samples of every figure; all count, for what disturbs them disturbs the runs too"""
     nice: int = 0
     """priority of the servers; below 0 needs root"""
 
     def __post_init__(self) -> None:
         scenario_of(self.scenario)
-        for key, low in {"requests": 0, "repeats": 1, "rounds": 1, "tries": 1, "seed": 0}.items():
+        for policy in self.policies:
+            make_policy(policy)
+        for key, low in {"requests": 0, "repeats": 1, "others": 1, "rounds": 1, "seed": 0}.items():
             if getattr(self, key) < low:
                 raise ConfigError(f"{key} is {getattr(self, key)}; accepted: a whole number >= {low}")
         have = os.sched_getaffinity(0)
@@ -79,16 +80,24 @@ class ReplayConfig:
         if self.nice < 0 and os.geteuid() != 0:
             raise ConfigError(f"nice is {self.nice}; accepted: 0 or more without root")
 
+    @property
+    def ranked(self) -> tuple[str, ...]:
+        return self.policies or (scenario_of(self.scenario).policy,)
 
-@dataclass(frozen=True)
-class Replay:
-    """What a replay needs, once calibrated."""
+    @property
+    def runs(self) -> list[tuple[str, int]]:
+        """(policy, number) of every real run: the policies take turns, so that a change of the machine meets them all."""
+        first = self.ranked[0]
+        return [
+            (policy, number)
+            for number in range(max(self.repeats, self.others))
+            for policy in self.ranked
+            if number < (self.repeats if policy == first else self.others)
+        ]
 
-    scenario: Scenario
-    config: EnvConfig
-    tables: CostTables
-    trace: RequestTrace
-    seed: int
+    def file_of(self, policy: str, number: int) -> Path:
+        """Where a real run is kept."""
+        return Path(self.out) / f"real-{policy}-{number}.npz"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -97,7 +106,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises
     ------
     ConfigError
-        A setting that cannot be used, a folder in use or not empty, no room on the disk.
+        A setting that cannot be used, a folder in use or of another replay, no room on the disk.
     MmschedError
         A server that died; runs that had ended are kept.
     """
@@ -106,23 +115,35 @@ def main(arguments: Sequence[str]) -> int:
         print("\n".join(f"  {field.name}={field.default}" for field in dataclasses.fields(ReplayConfig)))
         return 0
     config = build(ReplayConfig, settings(arguments))
+    config = dataclasses.replace(config, cores=config.cores or (max(os.sched_getaffinity(0)),))
     out = Path(config.out)
-    for policy in config.policies:
-        make_policy(policy)
     with locked(out), ended_by_signal():
-        if any(out.glob("real-*")):
-            raise ConfigError(f"out={out} holds an earlier replay; accepted: another folder")
-        return run(config, out)
+        if any(not config.file_of(*one).exists() for one in config.runs):
+            with driver_off(config.cores):
+                run(config, out)
+        text = compared(config, out)
+    write_atomic(out / "report.md", text)
+    print(text)
+    return 0
 
 
-def run(config: ReplayConfig, out: Path) -> int:
-    """The command in a folder that is locked."""
+@contextmanager
+def driver_off(cores: Sequence[int]) -> Iterator[None]:
+    """This process, which asks the policy and reads the streams, leaves the device's cores alone if it can."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, before - set(cores) or before)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def run(config: ReplayConfig, out: Path) -> None:
+    """Calibrate, and carry out the real runs that are missing."""
     scenario = scenario_of(config.scenario)
-    policies = config.policies or (scenario.policy,)
-    cores = config.cores or (max(os.sched_getaffinity(0)),)
     backend = LlamaCpp(
         Path(config.cache).expanduser(),
-        cores,
+        config.cores,
         out / "server.log",
         config.server,
         seats=scenario.seats,
@@ -134,7 +155,12 @@ def run(config: ReplayConfig, out: Path) -> int:
     try:
         for model in scenario.models:
             backend.prepare(model)
-        replay = calibrated(config, scenario, backend, out)
+        samples = Results(out, header_of(config) | engine_of(config, backend))
+        preset = preset_for(trace_of(config), scenario.seats, config.rounds)
+        rules = Rules(tries=1, max_foreign=math.inf, seed=config.seed)
+        calibration = Run(backend, scenario.models, preset, rules, samples)
+        calibration.go()
+        replay = replay_of(config, out)
         system = RealSystem(
             simulation_with(replay.config, replay.tables),
             [backend.launcher],
@@ -142,32 +168,66 @@ def run(config: ReplayConfig, out: Path) -> int:
             backend.settings,
         )
         try:
-            real = {
-                policy: list(runs(system, replay, policy, config.repeats if policy == policies[0] else 1, out))
-                for policy in policies
-            }
+            replay_all(config, replay, system)
+            calibration.probe(AFTER_RUNS)
         finally:
             system.close()
     finally:
         backend.close()
-    text = report(config, replay, real, out)
-    write_atomic(out / "report.md", text)
-    print(text)
-    return 0
 
 
-def calibrated(config: ReplayConfig, scenario: Scenario, backend: LlamaCpp, out: Path) -> Replay:
-    """Measure what the scenario's trace will ask for, right before it is asked for."""
+def replay_all(config: ReplayConfig, replay: Replay, system: RealSystem) -> None:
+    """The real runs that are missing, each written as it ends."""
+    missing = [one for one in config.runs if not config.file_of(*one).exists()]
+    for done, (policy, number) in enumerate(missing, start=1):
+        outcome = system.run(make_policy(policy)[1], replay.trace, replay.seed)
+        kept.write(config.file_of(policy, number), outcome)
+        left = (len(missing) - done) * outcome.summary["duration_s"] / 60
+        mean = outcome.summary["mean_e2e_ms"]
+        print(f"{policy}, real run {number}: mean E2E {mean:.0f} ms; about {left:.0f} min left", flush=True)
+
+
+def compared(config: ReplayConfig, out: Path) -> str:
+    """The report of what the folder holds."""
+    real = {p: [kept.read(config.file_of(q, n)) for q, n in config.runs if q == p] for p in config.ranked}
+    found, samples, _ = results.read(out / results.NAME)
+    results.require_same(out, found, header_of(config))
+    where = f"{found['machine']['host']}; cores {found['device']['cores']}, priority {found['device']['nice']}"
+    changed = {"the calibration": drift(samples), "the runs": drift(samples, AFTER_RUNS)}
+    probes = [f"{change:+.1%} after {what}" for what, change in changed.items() if change is not None]
+    return report(replay_of(config, out), real, f"{where}; probes, against before: {', '.join(probes) or 'none'}", out)
+
+
+def header_of(config: ReplayConfig) -> dict[str, Any]:
+    """What the runs of a folder have in common."""
+    return {"scenario": config.scenario, "seed": config.seed, "requests": config.requests}
+
+
+def engine_of(config: ReplayConfig, backend: LlamaCpp) -> dict[str, Any]:
+    """And what they ran on."""
+    return {
+        "machine": machine.description(),
+        "engine": backend.engine,
+        "engine_version": backend.version,
+        "device": {"cores": list(config.cores), "nice": config.nice},
+    }
+
+
+def trace_of(config: ReplayConfig) -> RequestTrace:
+    """What is asked."""
+    env = scenario_of(config.scenario).config(config.requests)
+    trace: RequestTrace = env.workload.sample(SEED + config.seed, env.models.names)
+    return trace
+
+
+def replay_of(config: ReplayConfig, out: Path) -> Replay:
+    """The scenario with the costs that its folder's samples give."""
+    scenario = scenario_of(config.scenario)
     env = scenario.config(config.requests)
-    trace = env.workload.sample(SEED + config.seed, env.models.names)
-    preset = preset_for(trace, scenario.seats, config.rounds)
-    header = {"scenario": config.scenario, "seed": config.seed, "machine": machine.description()}
-    results = Results(out, header | {"engine": backend.engine, "engine_version": backend.version})
-    rules = Rules(config.tries, config.max_foreign, config.seed)
-    Run(backend, scenario.models, preset, rules, results).go()
     base = build_tables(env.cluster, env.models, env.limits.levels, env.limits.batch)
-    tables = measured_tables(base, scenario.models, figures(results.samples), int(scenario.memory_gb * 1e9))
-    return Replay(scenario, env, tables, trace, config.seed)
+    found = figures(results.read(out / results.NAME)[1], for_sums=True)
+    tables = measured_tables(base, scenario.models, found, int(scenario.memory_gb * 1e9))
+    return Replay(scenario, env, tables, trace_of(config), config.seed)
 
 
 def preset_for(trace: RequestTrace, seats: int, rounds: int) -> Preset:
@@ -180,136 +240,3 @@ def preset_for(trace: RequestTrace, seats: int, rounds: int) -> Preset:
     batches = tuple(range(1, seats + 1))
     caches = (int(np.median(context)), int(context.max()))
     return Preset(tuple(sorted(set(quantiles))), tuple(depths), batches, tuple(depths[:2]), caches, steps, rounds)
-
-
-def runs(system: RealSystem, replay: Replay, policy: str, repeats: int, out: Path) -> Iterable[Outcome]:
-    """Real runs, each written as it ends."""
-    for number in range(repeats):
-        outcome = system.run(make_policy(policy)[1], replay.trace, replay.seed)
-        write_run(out / f"real-{policy}-{number}", outcome)
-        print(f"{policy}, real run {number}: mean E2E {outcome.summary['mean_e2e_ms']:.0f} ms", flush=True)
-        yield outcome
-
-
-def write_run(stem: Path, outcome: Outcome) -> None:
-    """Requests, operations and decisions of a run, a CSV each."""
-    columns = compare.rows_of(outcome)
-    rows = zip(*(values.tolist() for values in columns.values()), strict=True)
-    write_atomic(stem.with_name(f"{stem.name}-requests.csv"), _csv(list(columns), rows))
-    fields = [field.name for field in dataclasses.fields(type(outcome.operations[0]))] if outcome.operations else []
-    write_atomic(
-        stem.with_name(f"{stem.name}-operations.csv"), _csv(fields, map(dataclasses.astuple, outcome.operations))
-    )
-    names = ("time_s", "kind", "request", "model", "gpu", "level", "scope")
-    made = ([getattr(d, name) if name != "kind" else d.kind.name for name in names] for d in outcome.decisions)
-    write_atomic(stem.with_name(f"{stem.name}-decisions.csv"), _csv(names, made))
-
-
-def _csv(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def report(config: ReplayConfig, replay: Replay, real: dict[str, list[Outcome]], out: Path) -> str:
-    """The three levels, the ranking, and the pictures."""
-    first = next(iter(real))
-    free = {p: simulate(_simulation(replay), make_policy(p)[1], replay.trace, replay.seed) for p in real}
-    forced = [retime(_simulation(replay), one.decisions, replay.trace, replay.seed) for one in real[first]]
-    for name, draw in (("scatter", plots.scatter), ("timelines", plots.timelines)):
-        draw(out / f"{name}.png", real[first][0], forced[0][0], free[first], replay.scenario.models)
-    write_run(out / f"simulated-{first}", free[first])
-    parts = [
-        f"# Replay of {config.scenario}, {len(replay.trace)} requests, policy {first}, {len(real[first])} real runs",
-        f"{machine.host()}; cores {list(config.cores) or [max(os.sched_getaffinity(0))]}, priority {config.nice}",
-        operations_table(real[first], replay.tables),
-        retimed_table(real[first], forced),
-        free_table(real[first], free[first]),
-        repeats_line(real[first]),
-    ]
-    if len(real) > 1:
-        parts.append(ranking_table(real, free))
-    results = {
-        name: {"real": [compare.figures_of(o) for o in real[name]], "simulated": compare.figures_of(free[name])}
-        for name in real
-    }
-    write_atomic(out / "figures.json", json.dumps(results, indent=1))
-    return "\n\n".join(parts) + "\n"
-
-
-def _simulation(replay: Replay) -> Any:
-    return simulation_with(replay.config, replay.tables)
-
-
-def operations_table(real: Sequence[Outcome], tables: CostTables) -> str:
-    """Level 1: single operations by the calibrated tables."""
-    lines = [
-        "## Single operations, predicted over measured",
-        "",
-        "| operation | number | together | median |",
-        "|---|---|---|---|",
-    ]
-    for what, (count, together, median) in compare.operations(real, tables).items():
-        lines.append(f"| {what} | {count} | {together:+.1%} | {median:+.1%} |")
-    return "\n".join(lines)
-
-
-def retimed_table(real: Sequence[Outcome], forced: Sequence[tuple[Outcome, int]]) -> str:
-    """Level 2: the real decisions, re-timed."""
-    lines = ["## The real decisions, re-timed by the simulator", ""]
-    lines += [
-        "| run | busy | loading | E2E a request: median | p90 | decisions that could not be taken |",
-        "|---|---|---|---|---|---|",
-    ]
-    for number, (one, (other, missed)) in enumerate(zip(real, forced, strict=True)):
-        a, b, error = compare.figures_of(one), compare.figures_of(other), compare.per_request(one, other)
-        busy, load = b["busy_s"] / a["busy_s"] - 1, b["load_s"] / a["load_s"] - 1
-        lines.append(
-            f"| {number} | {busy:+.1%} | {load:+.1%} | {error.median:.1%} | {error.p90:.1%} | {missed} of {len(one.decisions)} |"
-        )
-    return "\n".join(lines)
-
-
-def free_table(real: Sequence[Outcome], free: Outcome) -> str:
-    """Level 3: the policy decides in simulation."""
-    lines = [
-        "## Left to itself",
-        "",
-        "| figure | measured | sd of a run | simulated | error | bound | |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for band in compare.bands(real, free):
-        sd = "" if band.deviation is None else f"{band.deviation:.1%}"
-        met = "met" if band.met else "missed"
-        lines.append(
-            f"| {band.figure} | {band.real:.4g} | {sd} | {band.simulated:.4g} | {band.error:+.1%} | {band.bound:.1%} | {met} |"
-        )
-    same = [compare.agreement(one.decisions, free.decisions) for one in real]
-    lines += ["", f"Decisions in common with the real runs: {', '.join(f'{x:.0%}' for x in same)}"]
-    return "\n".join(lines)
-
-
-def repeats_line(real: Sequence[Outcome]) -> str:
-    """Reality against itself."""
-    if len(real) == 1:
-        return "One real run: its own spread is not known."
-    found = compare.pairs(real)
-    medians = ", ".join(f"{error.median:.1%}" for error, _ in found)
-    same = ", ".join(f"{share:.0%}" for _, share in found)
-    return f"Real runs against each other: E2E a request, median difference {medians}; decisions in common {same}"
-
-
-def ranking_table(real: dict[str, list[Outcome]], free: dict[str, Outcome]) -> str:
-    """Policies by mean E2E, measured and simulated."""
-    means = {
-        p: (float(np.mean([o.summary["mean_e2e_ms"] for o in real[p]])), free[p].summary["mean_e2e_ms"]) for p in real
-    }
-    measured, simulated = compare.ranking(means)
-    lines = ["## Policies by mean E2E", "", "| policy | measured, ms | simulated, ms | error |", "|---|---|---|---|"]
-    lines += [
-        f"| {p} | {means[p][0]:.0f} | {means[p][1]:.0f} | {means[p][1] / means[p][0] - 1:+.1%} |" for p in measured
-    ]
-    same = "the same" if measured == simulated else f"not the same: simulated {', '.join(simulated)}"
-    return "\n".join([*lines, "", f"The order is {same}."])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,17 +145,21 @@ def ranking(means: dict[str, tuple[float, float]]) -> tuple[list[str], list[str]
     return sorted(means, key=lambda p: means[p][0]), sorted(means, key=lambda p: means[p][1])
 
 
-def rows_of(outcome: Outcome) -> dict[str, Any]:
-    """Columns to keep of an episode, a row a request."""
-    keep = (
-        "request",
-        "model",
-        "arrival_s",
-        "prompt_tokens",
-        "output_tokens",
-        "ttft_s",
-        "tpot_s",
-        "e2e_s",
-        "num_preemptions",
-    )
-    return {name: outcome.rows[name] for name in keep}
+def told_apart(runs: Mapping[str, Sequence[float]]) -> list[tuple[str, str]] | None:
+    """Pairs (lower, higher) whose means differ by more than two standard errors; None where no policy ran twice.
+
+    The relative deviation of a run is pooled over the policies: two or three runs of one say little.
+    """
+    means = {p: statistics.mean(values) for p, values in runs.items()}
+    again = [values for values in runs.values() if len(values) > 1]
+    if not again:
+        return None
+    free = sum(len(values) - 1 for values in again)
+    squares = sum((x / statistics.mean(values) - 1) ** 2 for values in again for x in values)
+    deviation = math.sqrt(squares / free)
+
+    def error(p: str) -> float:
+        return deviation * means[p] / math.sqrt(len(runs[p]))
+
+    ordered = itertools.combinations(sorted(means, key=lambda p: means[p]), 2)
+    return [(a, b) for a, b in ordered if means[b] - means[a] > 2 * math.hypot(error(a), error(b))]

@@ -37,7 +37,8 @@ from mmsched_env.workload.trace import RequestTrace
 
 from ..measure import llama_http, pagecache
 from ..measure.backend import ServerDied
-from ..measure.llama_cpp import FIRST_TOKEN, READ, Launcher, Settings
+from ..measure.launchers import READ, Launcher, Settings
+from ..measure.llama_http import FIRST_TOKEN
 from ..measure.points import ALL
 from . import moves
 from .mirror import Decision, Mirror
@@ -159,8 +160,8 @@ class RealSystem:
     def close(self) -> None:
         """End the servers. May be called twice."""
         for device in self.devices:
+            device.launcher.close()  # first: what hangs in a server ends with it
             device.thread.shutdown(wait=True, cancel_futures=True)
-            device.launcher.close()
 
     # ---------------------------------------------------------------- the loop
 

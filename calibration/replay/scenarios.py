@@ -19,6 +19,7 @@ PLACEHOLDER = {"gpus": ["rtx-5060-ti-16gb"], "hosts": ["desktop-ddr5"], "gpu_hos
 class Scenario:
     """One replay on one device."""
 
+    name: str
     models: tuple[str, ...]
     memory_gb: float
     """what the device may hold of weights, buffers and caches"""
@@ -64,19 +65,23 @@ class Scenario:
 SMALL, MIDDLE, LARGE = "smollm2-135m-q8_0", "smollm2-360m-q8_0", "qwen2.5-0.5b-q8_0"
 
 SCENARIOS = {
-    "steady": Scenario((SMALL, LARGE), 1.5, "mect", {"rate_per_s": 0.9, **SHORT}),
-    "swap-thrash": Scenario((SMALL, MIDDLE, LARGE), 0.95, "mect", {"rate_per_s": 0.6, **SHORT}),
-    "preemption-heavy": Scenario(
-        (SMALL, LARGE),
-        0.95,
-        "srpt",
-        {
-            "rate_per_s": 0.6,
-            "prompt": SHORT["prompt"],
-            "output": {"median": 32, "sigma": 0.8, "max": 128},
-            "classes": {"interactive_share": 0.5, "batch_weight": 0.05},
-        },
-    ),
+    scenario.name: scenario
+    for scenario in (
+        Scenario("steady", (SMALL, LARGE), 1.5, "mect", {"rate_per_s": 0.9, **SHORT}),
+        Scenario("swap-thrash", (SMALL, MIDDLE, LARGE), 0.95, "mect", {"rate_per_s": 0.6, **SHORT}),
+        Scenario(
+            "preemption-heavy",
+            (SMALL, LARGE),
+            0.95,
+            "srpt",
+            {
+                "rate_per_s": 0.6,
+                "prompt": SHORT["prompt"],
+                "output": {"median": 32, "sigma": 0.8, "max": 128},
+                "classes": {"interactive_share": 0.5, "batch_weight": 0.05},
+            },
+        ),
+    )
 }
 
 

@@ -18,8 +18,8 @@ from scipy.optimize import nnls
 from mmsched_env.costmodel.tables import NUM_KNOTS, CostTables
 from mmsched_env.errors import ConfigError
 
-from ..measure.points import Point
-from ..measure.rows import Figures
+from ..measure.points import BESIDE_LOAD, Point
+from ..measure.rows import Figures, slowdowns
 
 SHORT_S = 1e-5
 """an operation must take time"""
@@ -61,6 +61,7 @@ def measured_tables(base: CostTables, models: Sequence[str], found: Sequence[Fig
     arrays["save_s"][:], arrays["kv_out_cap"][:], arrays["kv_in_cap"][:] = copies(found, base, models)
     arrays["gpu_bytes"][:] = memory_bytes
     arrays["stream_min_tokens"][:] = 10**9
+    arrays["operation_share"][:] = max(0.0, statistics.mean(slowdowns(found, BESIDE_LOAD) or [0.0]))
     arrays["link_in_rate"][:] = max(arrays["link_in_cap"].max(), arrays["kv_in_cap"].max())
     arrays["link_out_rate"][:] = arrays["kv_out_cap"].max()
     arrays["disk_rate"][:] = arrays["disk_cap"].max()

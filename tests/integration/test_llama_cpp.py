@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +21,21 @@ pytest.importorskip("xllamacpp")
 
 from mmsched_env.action import ActionLayout, Kind
 from mmsched_env.calibration import gguf, schema
-from mmsched_env.calibration.measure import command, results
+from mmsched_env.calibration.measure import command, http_backend, llama_http, results
 from mmsched_env.calibration.measure.backend import ServerDied
-from mmsched_env.calibration.measure.llama_cpp import READ, LlamaCpp, Worker
-from mmsched_env.calibration.measure.points import Point
+from mmsched_env.calibration.measure.launchers import READ, Worker
+from mmsched_env.calibration.measure.llama_cpp import LlamaCpp
+from mmsched_env.calibration.measure.points import BESIDE, PRESETS, Point, beside
+from mmsched_env.calibration.replay import command as replay
+from mmsched_env.calibration.replay import kept
 from mmsched_env.calibration.replay.mirror import simulation_with
-from mmsched_env.calibration.replay.real import RealSystem
+from mmsched_env.calibration.replay.real import Outcome, RealSystem
+from mmsched_env.calibration.replay.scenarios import scenario_of
 from mmsched_env.config import EnvConfig, env_config
-from mmsched_env.costmodel.profile import ModelProfile
+from mmsched_env.costmodel.profile import ModelProfile, load_model
 from mmsched_env.costmodel.shapes import Architecture
 from mmsched_env.costmodel.tables import build_tables
-from mmsched_env.errors import MmschedError
+from mmsched_env.errors import ConfigError, MmschedError
 from mmsched_env.evaluation.policies import make_policy
 from mmsched_env.workload.trace import RequestTrace
 
@@ -103,23 +109,27 @@ def test_a_server_that_dies_is_one_line_and_its_samples_are_kept(model: Path, tm
     assert results.read(tmp_path / "out" / results.NAME)[1][: len(kept)] == kept
 
 
+@pytest.mark.parametrize("hangs", [False, True])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_no_server_and_no_file_outlives_a_run_that_is_killed(how: signal.Signals, model: Path, tmp_path: Path) -> None:
+def test_no_server_and_no_file_outlives_a_run_that_is_killed(
+    how: signal.Signals, hangs: bool, model: Path, tmp_path: Path
+) -> None:
     code = "import sys; from mmsched_env.cli import main; main(['calibrate', 'measure', *sys.argv[1:]])"
-    before = temporary_files()
+    before = temporary_files(), workers()
     run = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments(model, tmp_path / "out")],
+        [sys.executable, "-c", code, *arguments(model, tmp_path / "out", "second=[]")],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
     samples = tmp_path / "out" / results.NAME
     wait_for(lambda: samples.exists() and len(samples.read_text().splitlines()) > 3)
-    servers = children(run.pid)
-    assert servers
+    (server,) = children(run.pid)
+    assert server in workers()
+    if hangs:  # in the library, where no signal handler of Python's runs
+        os.kill(server, signal.SIGSTOP)
     run.send_signal(how)
-    run.wait(20)
-    wait_for(lambda: not any(alive(pid) for pid in servers))
-    assert temporary_files() <= before
+    run.wait(30)
+    wait_for(lambda: (temporary_files(), workers()) == before)
     if how != signal.SIGKILL:
         assert run.returncode == 130
     whole = results.read(samples)[1]
@@ -244,12 +254,121 @@ def test_a_server_killed_in_a_replay_is_one_line(system: RealSystem, backend: Ll
     assert "\n" not in str(caught.value)
 
 
+@pytest.fixture
+def disguised(model: Path, tmp_path: Path) -> Path:
+    """The tiny model in place of the ones of a scenario: as long as they are, so that they are not written."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for name in scenario_of("steady").models:
+        path = cache / f"{name}.gguf"
+        path.write_bytes(model.read_bytes())
+        os.truncate(path, load_model(name).file_bytes + 1_000_000)
+    return cache
+
+
+def replay_arguments(cache: Path, out: Path, *more: str) -> list[str]:
+    few = ["requests=6", "repeats=2", "others=1", "rounds=1", "policies=[mect,fcfs]"]
+    return ["scenario=steady", f"cache={cache}", f"out={out}", *few, *more]
+
+
+def test_a_replay_is_kept_goes_on_and_is_compared_again(
+    disguised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, write = tmp_path / "out", kept.write
+    before = temporary_files()
+
+    def stop(path: Path, outcome: Outcome) -> None:
+        write(path, outcome)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kept, "write", stop)
+    with pytest.raises(KeyboardInterrupt):
+        replay.main(replay_arguments(disguised, out))
+    assert temporary_files() <= before
+    assert [path.name for path in out.glob("real-*")] == ["real-mect-0.npz"]
+    first = (out / "real-mect-0.npz").read_bytes()
+    monkeypatch.setattr(kept, "write", write)
+    assert replay.main(replay_arguments(disguised, out)) == 0
+    assert sorted(path.name for path in out.glob("real-*")) == ["real-fcfs-0.npz", "real-mect-0.npz", "real-mect-1.npz"]
+    assert (out / "real-mect-0.npz").read_bytes() == first
+    report = (out / "report.md").read_text()
+    for part in ("Single operations", "re-timed by the simulator", "Left to itself", "Policies by mean E2E", "probes"):
+        assert part in report
+    for picture in ("scatter.png", "timelines.png"):
+        assert (out / picture).stat().st_size > 10_000
+
+    def no_server(*args: object, **settings: object) -> None:
+        raise AssertionError("a server was started to compare what is there")
+
+    monkeypatch.setattr(replay, "LlamaCpp", no_server)
+    assert replay.main(replay_arguments(disguised, out)) == 0
+    assert (out / "report.md").read_text() == report
+    assert report in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="was measured with requests=6, not 7; accepted: the same, or another out="):
+        replay.main(replay_arguments(disguised, out, "requests=7"))
+
+
+def test_a_file_that_is_no_model_is_one_line_and_leaves_no_server(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + bytes(1000))
+    before = temporary_files(), set(children(os.getpid()))
+    with pytest.raises(MmschedError, match=r"llama.cpp: .*; see .*server.log; 0 of .* samples are kept") as caught:
+        command.main(arguments(broken, tmp_path / "out"))
+    assert "\n" not in str(caught.value)
+    assert (temporary_files(), set(children(os.getpid()))) == before
+
+
+def test_what_goes_on_beside_a_figure_slows_it_and_ends_with_it(model: Path, tmp_path: Path) -> None:
+    second = max(os.sched_getaffinity(0))
+    backend = LlamaCpp(model.parent, [CORE], tmp_path / "log", seats=2, context=256, ubatch=64, second=[second])
+    try:
+        instance = backend.load(Point(str(model), "load", tier="page_cache", mode=READ))[1]
+        for operation in sorted(BESIDE):
+            assert operation in backend.operations
+            assert instance.measure(beside(str(model), PRESETS["tiny"], operation)).seconds > 0
+        assert not any(slot["is_processing"] for slot in llama_http.slots(instance.url))
+        instance.unload()
+        assert len(backend.pids) == 2
+    finally:
+        backend.close()
+    assert not any(alive(pid) for pid in backend.pids)
+
+
+@pytest.mark.parametrize("seats", [1, 2])
+def test_a_running_llama_server_is_measured_by_http(seats: int, backend: LlamaCpp, model: Path, tmp_path: Path) -> None:
+    instance = backend.load(Point(str(model), "load", tier="page_cache", mode=READ))[1]
+    known = http_backend.Http(instance.url).server.models()
+    settings = ["backend=http", "preset=tiny", f"url={instance.url}/v1", f"seats={seats}", "context=256"]
+    assert command.main([*settings, f"models={json.dumps(known)}", f"out={tmp_path / 'out'}"]) == 0
+    rows = schema.read(tmp_path / "out" / command.SAVED)
+    assert {(row.operation, row.engine) for row in rows} == {
+        ("prefill", "OpenAI-compatible server"),
+        ("decode", "OpenAI-compatible server"),
+    }
+    assert {row.batch for row in rows if row.operation == "decode"} == set(range(1, seats + 1))
+    with pytest.raises(ConfigError, match="has no model 'another'; accepted: "):
+        command.main([*settings, "models=[another]", f"out={tmp_path / 'other'}"])
+    instance.unload()
+    with pytest.raises(ConfigError, match="accepted: the URL of a running server"):
+        command.main([*settings, f"models={json.dumps(known)}", f"out={tmp_path / 'gone'}"])
+
+
 # ---------------------------------------------------------------- small things
 
 
 def temporary_files() -> set[str]:
     """What servers save caches in."""
     return {path.name for folder in ("/dev/shm", "/tmp") for path in Path(folder).glob("mmsched-*")}
+
+
+def workers() -> set[int]:
+    """Processes that serve models, or watch over one that does."""
+    found = set()
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if b"measure/worker.py" in line.read_bytes() and alive(int(line.parent.name)):
+                found.add(int(line.parent.name))
+    return found
 
 
 def children(pid: int) -> list[int]:

@@ -15,8 +15,20 @@ from mmsched_env.calibration import schema
 from mmsched_env.calibration.measure import command, profiles, results, runner
 from mmsched_env.calibration.measure.backend import Figure, ServerDied
 from mmsched_env.calibration.measure.disturbance import Disturbance, Watch
-from mmsched_env.calibration.measure.points import ALL, PRESETS, Point, Preset
-from mmsched_env.calibration.measure.rows import Figures, figures, rows
+from mmsched_env.calibration.measure.points import (
+    ALL,
+    BESIDE,
+    BESIDE_DEVICE,
+    BESIDE_LOAD,
+    PRESETS,
+    SERVING,
+    Point,
+    Preset,
+    alone,
+    beside,
+    preset_of,
+)
+from mmsched_env.calibration.measure.rows import Figures, figures, rows, slowdowns
 from mmsched_env.costmodel import roofline
 from mmsched_env.costmodel.profile import PROFILES, load_gpu, load_host, load_model
 from mmsched_env.errors import ConfigError
@@ -32,6 +44,7 @@ class Fake:
     """A backend that takes 1 s for everything, and dies at the `dies_at`-th measurement."""
 
     engine, version, gpu, gpu_mem_bytes, pids = "fake", "1", schema.CPU_ONLY, None, ()
+    operations = SERVING | BESIDE
 
     def __init__(self, dies_at: int = 0) -> None:
         self.done: list[Point] = []
@@ -134,6 +147,39 @@ def test_disturbed_samples_are_taken_again_and_the_last_is_marked(
     assert not any(s.disturbed for s in measured)
 
 
+def test_what_waits_for_its_own_neighbour_is_not_disturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Watch, "stop", lambda self: Disturbance(1.0, 0.0, 0.0, 0.5))
+    disturbed = {s.point.operation: s.disturbed for s in go(Fake(), tmp_path).samples if s.round >= 1}
+    assert disturbed["decode"]
+    assert not any(disturbed[operation] for operation in BESIDE)
+
+
+def test_a_backend_is_asked_only_for_what_it_can_measure(tmp_path: Path) -> None:
+    backend = Fake()
+    backend.operations = frozenset({"prefill", "decode"})
+    kept = go(backend, tmp_path)
+    assert {s.point.operation for s in kept.samples} == {"load", "prefill", "decode"}
+    assert backend.loaded == 0
+
+
+def test_a_preset_keeps_to_the_seats_and_the_context() -> None:
+    whole, small = preset_of("full", 8, 100_000), preset_of("full", 2, 600)
+    assert whole == PRESETS["full"]
+    assert small.batches == (1, 2)
+    assert (small.prompts, small.depths) == ((32, 64, 128, 256, 512), (0, 128, 512))
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = go(Fake(), tmp_path)
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(results.os, "fsync", full)
+    with pytest.raises(ConfigError, match=r"samples.jsonl: cannot be written: No space left on device; accepted: a"):
+        kept.add(kept.samples[0])
+
+
 def test_disturbance_is_judged_by_its_thresholds() -> None:
     assert not Disturbance(1.0, 0.09, 0.0, 0.0).over(0.1)
     assert Disturbance(1.0, 0.11, 0.0, 0.0).over(0.1)
@@ -224,7 +270,38 @@ def test_samples_that_stayed_disturbed_count_only_where_there_is_no_other() -> N
     assert (both.seconds, both.disturbed) == (5.0, 2)
 
 
-RATES = {"read": 15e9, "kv": 2e9, "flops": 7e10, "pairs": 2e11, "load": 9e8, "vocab": 2e-6, "fixed": 1e-3, "copy": 4e9}
+def test_slowdowns_compare_with_the_same_alone() -> None:
+    found = [
+        Figures(alone(MODELS[0], TINY, "decode"), 0.010, 0.0, 3, 0, 0),
+        Figures(beside(MODELS[0], TINY, "decode_beside_load"), 0.021, 0.0, 3, 0, 0),
+        Figures(beside(MODELS[0], TINY, "decode_beside_device"), 0.012, 0.0, 3, 0, 0),
+        Figures(beside(MODELS[1], TINY, "decode_beside_load"), 0.021, 0.0, 3, 0, 0),  # not measured alone
+    ]
+    assert slowdowns(found, BESIDE_LOAD) == [pytest.approx(1.1)]
+    assert slowdowns(found, BESIDE_DEVICE) == [pytest.approx(0.2)]
+
+
+def test_sums_are_predicted_by_the_mean_of_all_samples() -> None:
+    point = Point(MODELS[0], "prefill", tokens=60)
+    taken = ((1, 1.0, False), (2, 1.1, False), (3, 3.0, True))
+    samples = [results.Sample(n, point, seconds, 0, 0, 0, 0, 1, bad) for n, seconds, bad in taken]
+    assert figures(samples)[0].seconds == pytest.approx(1.05)
+    mean = figures(samples, for_sums=True)[0]
+    assert (mean.seconds, mean.repeats) == (pytest.approx(1.7), 3)
+
+
+RATES = {
+    "read": 15e9,
+    "kv": 2e9,
+    "flops": 7e10,
+    "pairs": 2e11,
+    "load": 9e8,
+    "vocab": 2e-6,
+    "fixed": 1e-3,
+    "copy": 4e9,
+    "share": 1.1,
+    "interference": 0.2,
+}
 
 
 def synthetic() -> list[Figures]:
@@ -257,6 +334,11 @@ def synthetic() -> list[Figures]:
             for tokens in (128, 384):
                 size = tokens * token
                 add(Point(name, operation, tokens=tokens, tier="ram"), RATES["fixed"] + size / RATES["copy"], size)
+        by_point = {one.point: one.seconds for one in found}
+        for operation in BESIDE:
+            slow = RATES["interference"] if operation in BESIDE_DEVICE else RATES["share"]
+            grid = dataclasses.replace(PRESETS["quick"], steps=8)
+            add(beside(name, grid, operation), (1 + slow) * by_point[alone(name, grid, operation)])
     return found
 
 
@@ -277,6 +359,7 @@ def test_profile_gives_back_the_rates_that_made_its_figures(tmp_path: Path) -> N
     assert gpu.unload_s.value == near(0.005)
     assert host.disk_load.value == near(3e9)
     assert gpu.capacity.value == 2e9
+    assert (gpu.operation_share.value, host.interference.value) == (near(RATES["share"]), near(RATES["interference"]))
     assert max(error.worst for error in gpu.errors.values()) < 0.02
 
 

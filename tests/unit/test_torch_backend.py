@@ -58,7 +58,7 @@ def test_decoding_with_a_cache_gives_what_one_pass_gives() -> None:
 
 
 def test_a_load_is_a_copy_and_counts_its_bytes(backend: torch_backend.Torch) -> None:
-    point = next(iter(backend.loads(MODEL, command.preset_of("tiny"))))
+    point = next(iter(backend.loads(MODEL, command.preset_of("tiny", 4, 2048))))
     figure, instance = backend.load(point)
     assert figure.size_bytes == pytest.approx(2 * 134_515_008, rel=0.01)
     assert instance.measure(Point(MODEL, "save", tokens=10)).size_bytes == 10 * 30 * 2 * 3 * 64 * 2
@@ -72,7 +72,7 @@ def test_an_out_of_memory_is_one_line(backend: torch_backend.Torch, monkeypatch:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
 
     monkeypatch.setattr(Decoder, "allocate", burst)
-    instance = backend.load(next(iter(backend.loads(MODEL, command.preset_of("tiny")))))[1]
+    instance = backend.load(next(iter(backend.loads(MODEL, command.preset_of("tiny", 4, 2048)))))[1]
     with pytest.raises(MmschedError, match="the GPU has no memory for 'smollm2-135m-f16 prefill tokens=16'") as caught:
         instance.measure(Point(MODEL, "prefill", tokens=16))
     assert "\n" not in str(caught.value)
