@@ -24,6 +24,7 @@ COMMANDS = {
         "one episode as a file for ui.perfetto.dev: mmsched export-trace policy=mect",
     ),
     "calibrate": ("mmsched_env.calibration.__main__", "hardware profiles from measurements: mmsched calibrate fit"),
+    "bench": ("mmsched_env.benchmarks.__main__", "how fast it runs here: mmsched bench"),
     "catalogue": ("mmsched_env.costmodel.__main__", "list the GPU, host and model profiles with their provenance"),
 }
 """command -> (module with main(arguments), one line of help)"""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,11 +19,11 @@ from .observation import BLOCKS, ObservationBuffer
 from .sim.events import EVENT
 from .sim.jit import by_address, records
 from .sim.kernel.checks import BROKEN, check_batch
-from .sim.kernel.step import OUTCOME, present_batch, reset_batch, step_batch
+from .sim.kernel.step import OUTCOME, present_batch, step_batch
 from .sim.memory_noise import footprint_noise
 from .sim.params import make_params
 from .sim.requests import check_servable, make_requests
-from .sim.state import REQUEST, STATE, Dims, zeros
+from .sim.state import IMAGE, REQUEST, STATE, Dims, zeros
 from .workload.trace import RequestTrace
 
 
@@ -47,12 +49,23 @@ class Simulation:
         N.
     logging
         Keep every environment's event log (needed for rendering and the log-based metrics).
+    threads
+        Step so many parts of the batch at the same time; results do not depend on it. It pays from about 64 environments
+        a thread on, and only where cores are idle.
+
+    Raises
+    ------
+    ConfigError
+        More threads than environments.
     """
 
-    def __init__(self, config: EnvConfig, num_envs: int, logging: bool = False) -> None:
+    def __init__(self, config: EnvConfig, num_envs: int, logging: bool = False, threads: int = 1) -> None:
+        if not 1 <= threads <= num_envs:
+            raise ConfigError(f"threads is {threads!r}; accepted: 1 to the number of environments, {num_envs}")
         self.config = config
         self.num_envs = num_envs
         self.logging = logging
+        self.threads = threads
         self.dims = Dims.of(config.limits)
         self.layout = ActionLayout(self.dims)
         self.tables = self._tables()
@@ -64,9 +77,7 @@ class Simulation:
         self.requests: Any = None  # [N, R], R = the longest trace so far
         self.logs = np.zeros((num_envs, 1), EVENT).view(np.recarray)
         self.outcomes = np.zeros(num_envs, OUTCOME).view(np.recarray)
-        self.image = ObservationBuffer.allocate(
-            num_envs, self.dims
-        )  # brought up to date by the kernel, never handed out
+        self.image = zeros(IMAGE, self.dims, num_envs)
         self.buffers = (
             ObservationBuffer.allocate(num_envs, self.dims),
             ObservationBuffer.allocate(num_envs, self.dims),
@@ -103,9 +114,9 @@ class Simulation:
                 f"the trace is of models {', '.join(trace.model_names)}; accepted: {', '.join(self.config.models.names)}"
             )
         check_servable(trace, self.tables, self.config.cluster.kv_swap_fraction)
-        records = make_requests(trace, self.tables, self.dims, self.config.sim.ubatch_tokens)
+        rows = make_requests(trace, self.tables, self.dims, self.config.sim.ubatch_tokens)
         self._make_room(len(trace))
-        self.requests[env, : len(trace)] = records
+        self.requests[env, : len(trace)] = rows
         self.traces[env] = trace
         self.state[env : env + 1] = np.zeros(1, self.state.dtype)
         self.state["num_requests"][env] = len(trace)
@@ -115,8 +126,12 @@ class Simulation:
             self.state["footprint_hidden"][env, :gpus, :models] = footprint_noise(self.config, self.tables, trace, seed)
         if self._draws_costs:
             self.params[env] = make_params(self.config, self._tables(seed), self.dims)[0]
-        reset_batch(*self._arguments(slice(env, env + 1)))
-        self._check_invariants(slice(env, env + 1))
+        one = slice(env, env + 1)
+        for flag in ("terminated", "truncated", "stalled"):
+            self.outcomes[flag][env] = 0
+        state, params, requests, logs, *buffers = self._arguments(one)
+        step_batch(state, params, requests, logs, np.zeros(1, np.int64), records(self.outcomes)[one], *buffers)
+        self._check_invariants(one)
 
     def step(self, actions: NDArray[np.int64]) -> Any:
         """One action per environment. Returns the OUTCOME records (N,), overwritten by the next call.
@@ -127,13 +142,37 @@ class Simulation:
             An environment is stalled or breaks an invariant (looked for with `sim.debug_checks`): a fault of the
             simulator, please report it.
         """
+        before = self.current
         self.buffers = self.buffers[::-1]
         if self.logging:
             self._make_log_room()
-        step_batch(*self.step_arguments(actions))
+        if id(self.current) not in self._calls:
+            self._calls[id(self.current)] = [(part, self._arguments(part, before)) for part in self._parts()]
+        calls = [
+            (*arrays[:4], actions[part], records(self.outcomes)[part], *arrays[4:])
+            for part, arrays in self._calls[id(self.current)]
+        ]
+        others = [self._pool.submit(step_batch, *call) for call in calls[1:]]
+        step_batch(*calls[0])
+        for other in others:
+            other.result()
         self._check_invariants(slice(None))
         self.check_progress()
         return self.outcomes
+
+    def _parts(self) -> list[slice]:
+        """A part of the batch for each thread."""
+        bounds = [self.num_envs * thread // self.threads for thread in range(self.threads + 1)]
+        return [slice(begin, end) for begin, end in itertools.pairwise(bounds)]
+
+    @cached_property
+    def _calls(self) -> dict[int, list[tuple[slice, list[Any]]]]:
+        """Arguments of a step by the buffer it writes: making so many views takes longer than a step of one environment."""
+        return {}
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.threads - 1)
 
     def step_arguments(self, actions: NDArray[np.int64]) -> list[Any]:
         """What the kernel's `step_batch` takes to write the current buffer: for callers that step in compiled code."""
@@ -144,6 +183,9 @@ class Simulation:
     def step_address(self) -> Any:
         """The kernel's `step_batch` as an argument of compiled code."""
         return by_address(step_batch, self.step_arguments(np.zeros(self.num_envs, np.int64)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("step_address", "_calls", "_pool")}
 
     @property
     def needs_python(self) -> bool:
@@ -213,13 +255,14 @@ class Simulation:
         trace = self.traces[env]
         return np.asarray(self.requests[env, : 0 if trace is None else len(trace)])
 
-    def _arguments(self, part: slice) -> list[Any]:
-        """The kernel's arguments for some environments: state, params, requests, logs; the image's blocks, all of them as
-        one; the observation and mask to write."""
+    def _arguments(self, part: slice, before: ObservationBuffer | None = None) -> list[Any]:
+        """The kernel's arguments for some environments: state, params, requests, logs, image; the present observation, which
+        the current buffer holds if no other does; the buffer to write, whole and by block; the mask."""
         arrays = [records(array)[part] for array in (self.state, self.requests, self.logs)]
-        blocks = [self.image.records[block][part] for block in BLOCKS]
-        out = [self.image.flat[part], self.current.flat[part], self.current.mask[part]]
-        return [arrays[0], records(self._params(part)), *arrays[1:], *blocks, *out]
+        after = self.current
+        blocks = [after.records[block][part] for block in BLOCKS]
+        flat = [records(self.image)[part], (before or after).flat[part], after.flat[part], after.written[part]]
+        return [arrays[0], records(self._params(part)), *arrays[1:], *flat, *blocks, after.mask[part]]
 
     def _params(self, part: slice) -> Any:
         """PARAMS of some environments: one record for all of them where all cost the same."""
@@ -231,6 +274,7 @@ class Simulation:
             if self.requests is not None:
                 larger[:, : self.requests.shape[1]] = self.requests
             self.requests = larger
+            self._calls.clear()
         self._make_log_room()
 
     def _make_log_room(self) -> None:
@@ -243,3 +287,4 @@ class Simulation:
             larger = np.zeros((self.num_envs, 2 * need), EVENT).view(np.recarray)
             larger[:, : self.logs.shape[1]] = self.logs
             self.logs = larger
+            self._calls.clear()

@@ -98,8 +98,8 @@ def summary(records: NDArray[np.void], state: Any) -> dict[str, float]:
         values = 1e3 * rows[f"{name}_s"][done]
         values = values[~np.isnan(values)]
         out[f"mean_{name}_ms"] = _mean(values)
-        for q in (50, 95, 99):
-            out[f"p{q}_{name}_ms"] = float(np.percentile(values, q)) if len(values) else float("nan")
+        percentiles = np.percentile(values, (50, 95, 99)) if len(values) else np.full(3, np.nan)
+        out |= {f"p{q}_{name}_ms": float(value) for q, value in zip((50, 95, 99), percentiles, strict=True)}
     return out
 
 

@@ -186,6 +186,8 @@ class ObservationBuffer:
     """block -> [N, rows..., fields]"""
     records: dict[str, Any]
     """block -> structured array [N, rows...], the same memory by field name"""
+    written: NDArray[np.int64]
+    """[N] which observation of each environment it holds, counted from 1 (sim/state.py, IMAGE); 0: none"""
 
     @classmethod
     def allocate(cls, num_envs: int, dims: Dims) -> ObservationBuffer:
@@ -200,19 +202,23 @@ class ObservationBuffer:
             arrays[block] = part.reshape(*shape, block_width(block, dims))
             rows[block] = records(part.view(block_dtype(block, dims)).reshape(shape))
             at += count
-        return cls(dims, flat, np.zeros((num_envs, dims.A), np.int8), arrays, rows)
+        mask, written = np.zeros((num_envs, dims.A), np.int8), np.zeros(num_envs, np.int64)
+        return cls(dims, flat, mask, arrays, rows, written)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles have views of their own memory, not copies of the views."""
-        return _restored, (self.dims, self.flat, self.mask)
+        return _restored, (self.dims, self.flat, self.mask, self.written)
 
     def observation(self) -> dict[str, NDArray[Any]]:
         """The batch's observation; views, not copies."""
         return {**self.arrays, MASK_KEY: self.mask}
 
 
-def _restored(dims: Dims, flat: NDArray[np.float32], mask: NDArray[np.int8]) -> ObservationBuffer:
+def _restored(
+    dims: Dims, flat: NDArray[np.float32], mask: NDArray[np.int8], written: NDArray[np.int64]
+) -> ObservationBuffer:
     buffer = ObservationBuffer.allocate(len(flat), dims)
     buffer.flat[:] = flat
     buffer.mask[:] = mask
+    buffer.written[:] = written
     return buffer

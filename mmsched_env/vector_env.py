@@ -36,9 +36,12 @@ class ServingVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[np.floa
     config
         As for `ServingEnv`.
     copy
-        False hands out one of two internal buffers in turn: an observation is overwritten by the second step after it.
+        False hands out one of two internal buffers in turn: an observation is overwritten by the second step after it, and
+        must not be written to.
     logging
         Keep event logs.
+    threads
+        As for `mmsched_env.core.Simulation`: parts of the batch stepped at the same time.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}  # noqa: RUF012 (Gymnasium's convention)
@@ -50,6 +53,7 @@ class ServingVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[np.floa
         copy: bool = True,
         logging: bool = False,
         render_mode: str | None = None,
+        threads: int = 1,
     ) -> None:
         if num_envs < 1:
             raise ConfigError(f"num_envs is {num_envs}; accepted: a whole number >= 1")
@@ -59,7 +63,7 @@ class ServingVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[np.floa
         self.config = env_config(config)
         self.copy = copy
         self.render_mode = None
-        self.simulation = Simulation(self.config, num_envs, logging)
+        self.simulation = Simulation(self.config, num_envs, logging, threads)
         self.single_observation_space = observation.space(self.simulation.dims)
         self.single_action_space = gym.spaces.Discrete(self.simulation.layout.size)
         self.observation_space = batch_space(self.single_observation_space, num_envs)

@@ -117,7 +117,7 @@ class Mirror:
         simulation.state[:] = np.zeros(1, simulation.state.dtype)
         simulation.state["num_requests"] = len(trace)
         simulation.state["logging"] = 1
-        moves.begin(*self._arguments()[:2])
+        moves.begin(self._arguments()[0])
         self._compile()
         self.legal = self.settle()
 

@@ -6,7 +6,7 @@ requests do is told. So the observation, the mask and the event log are the simu
 
 from mmsched_env.sim import events
 from mmsched_env.sim.jit import compiled, entry_point
-from mmsched_env.sim.kernel.actions import dispatch, has_running, write_mask
+from mmsched_env.sim.kernel.actions import dispatch, write_mask
 from mmsched_env.sim.kernel.batching import join_waiting
 from mmsched_env.sim.kernel.clock import arrive, let_time_pass
 from mmsched_env.sim.kernel.logbook import record
@@ -76,11 +76,11 @@ def expect_ends(s):
 
 
 @compiled
-def count_busy(s, r, log):
+def count_busy(s, log):
     """Which instances compute, for the log and the seconds that their GPUs are busy."""
     s.gpu_busy[:] = 0
     for i in range(s.inst_phase.shape[0]):
-        busy = has_running(s, r, i)
+        busy = s.num_running[i] > 0
         if busy:
             s.gpu_busy[gpu_of(s, i)] += 1
         if busy != (s.inst_busy[i] == 1):
@@ -90,9 +90,9 @@ def count_busy(s, r, log):
 
 
 @entry_point
-def begin(state, params):
+def begin(state):
     """Set what is not zero in a fresh record."""
-    start(state[0], params[0])
+    start(state[0])
 
 
 @entry_point
@@ -146,5 +146,5 @@ def settle(state, params, requests, logs):
         if s.inst_phase[i] == READY and s.inst_pending[i] == NO_PENDING:
             join_waiting(s, r, log, i)
     expect_ends(s)
-    count_busy(s, r, log)
+    count_busy(s, log)
     return write_mask(s, params[0], r)

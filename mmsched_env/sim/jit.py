@@ -54,7 +54,7 @@ def entry_point(function: Callable[..., Any], more: Iterable[Path] = ()) -> Any:
     before = numba_config.CACHE_DIR
     numba_config.CACHE_DIR = str(cache_folder(more))
     try:
-        return numba.njit(error_model="numpy", cache=True)(function)
+        return numba.njit(error_model="numpy", cache=True, nogil=True)(function)
     finally:
         numba_config.CACHE_DIR = before
 

@@ -8,6 +8,7 @@ Sizes are the configured maxima, so every environment of one configuration share
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +43,9 @@ TERM_FLOW_TIME, TERM_SLO_MISS, TERM_SLOWDOWN = range(3)
 NUM_TERMS = 3
 # -- events closer than this are one instant
 SAME_INSTANT_S = 1e-9
+
+CACHE_LINE = 64
+"""bytes"""
 
 Field = tuple[str, str, str, str]
 
@@ -85,43 +89,44 @@ class Dims:
 
 
 REQUEST: tuple[Field, ...] = (
-    # given by the trace
-    ("arrival_s", "", "f8", "s"),
-    ("weight", "", "f8", "class weight"),
-    ("slo_ttft_s", "", "f8", "s, target for TTFT"),
-    ("slo_e2e_s", "", "f8", "s, target for E2E, hidden where it follows from the true length"),
-    ("predicted_slo_ttft_s", "", "f8", "s, the same for TTFT"),
-    ("predicted_slo_e2e_s", "", "f8", "s, the target as policies see it: from the predicted length"),
-    ("unloaded_s", "", "f8", "s, E2E alone on the best GPU with the model loaded"),
-    ("predicted_unloaded_s", "", "f8", "s, the same for the predicted length"),
+    # read at every turn: one cache line of 64 bytes
+    ("phase", "", "i1", "FUTURE .. DROPPED"),
+    ("encoded", "", "i1", "1: image encoder has run"),
+    ("level", "", "i2", "level at the last dispatch; -1 before"),
+    ("instance", "", "i2", "last instance; -1 before"),
+    ("saved_host", "", "i2", "host holding the saved KV; -1: none"),
     ("model", "", "i4", "index"),
-    ("slo_class", "", "i4", "index"),
-    ("tenant", "", "i4", "index"),
     ("prompt_tokens", "", "i4", "text tokens of the prompt"),
     ("image_tokens", "", "i4", "tokens"),
     ("max_tokens", "", "i4", "what KV is reserved for"),
     ("output_tokens", "", "i4", "true length, hidden from policies"),
+    ("generated", "", "i4", "output tokens produced"),
+    ("prefilled", "", "i4", "context tokens in the KV cache while in prefill"),
+    ("prefill_target", "", "i4", "context tokens at which prefill ends"),
     ("predicted_tokens", "", "f8", "predicted output length"),
-    # what happened to it
-    ("dispatch_s", "", "f8", "s, first dispatch; -1 before"),
+    ("weight", "", "f8", "class weight"),
+    ("previous", "", "i4", "queue link, towards the head"),
+    ("next", "", "i4", "queue link, towards the tail"),
+    # what is shown of it while it waits
+    ("arrival_s", "", "f8", "s"),
+    ("predicted_slo_ttft_s", "", "f8", "s, the target for TTFT as policies see it: from the predicted length"),
+    ("predicted_slo_e2e_s", "", "f8", "s, the same for E2E"),
+    ("predicted_unloaded_s", "", "f8", "s, `unloaded_s` for the predicted length"),
     ("first_token_s", "", "f8", "s; -1 before"),
+    ("saved_bytes", "", "i8", "host RAM taken by the saved KV"),
+    ("saved_tokens", "", "i4", "context tokens of saved KV; 0: none"),
+    ("num_preemptions", "", "i4", "count"),
+    ("tenant", "", "i4", "index"),
+    ("slo_class", "", "i4", "index"),
+    # targets, hidden where they follow from the true length, and what happened to it
+    ("slo_ttft_s", "", "f8", "s, target for TTFT"),
+    ("slo_e2e_s", "", "f8", "s, target for E2E"),
+    ("unloaded_s", "", "f8", "s, E2E alone on the best GPU with the model loaded"),
+    ("dispatch_s", "", "f8", "s, first dispatch; -1 before"),
     ("finish_s", "", "f8", "s; -1 before"),
     ("charged_until_s", "", "f8", "s, if dropped: flow time is charged as if it had stayed until then; -1 else"),
     ("bound_s", "", "f8", "s, last dispatch"),
     ("load_s", "", "f8", "s spent bound to an instance that was loading"),
-    ("phase", "", "i4", "FUTURE .. DROPPED"),
-    ("instance", "", "i4", "last instance; -1 before"),
-    ("level", "", "i4", "level at the last dispatch; -1 before"),
-    ("generated", "", "i4", "output tokens produced"),
-    ("prefilled", "", "i4", "context tokens in the KV cache while in prefill"),
-    ("prefill_target", "", "i4", "context tokens at which prefill ends"),
-    ("encoded", "", "i4", "1: image encoder has run"),
-    ("saved_tokens", "", "i4", "context tokens of saved KV; 0: none"),
-    ("saved_bytes", "", "i8", "host RAM taken by the saved KV"),
-    ("saved_host", "", "i4", "host holding the saved KV; -1: none"),
-    ("num_preemptions", "", "i4", "count"),
-    ("previous", "", "i4", "queue link, towards the head"),
-    ("next", "", "i4", "queue link, towards the tail"),
 )
 
 STATE: tuple[Field, ...] = (
@@ -177,6 +182,8 @@ STATE: tuple[Field, ...] = (
     ("inst_uses", "I", "i4", "requests dispatched since it was loaded"),
     ("seat", "I,B", "i4", "request; -1: free"),
     ("num_seated", "I", "i4", "taken seats"),
+    ("num_running", "I", "i4", "of them in prefill or decoding"),
+    ("reserved_tokens", "I", "i8", "context tokens KV memory is reserved for"),
     # running iterations: iteration j of the segment takes const + share_gpu (gpu + j gpu_slope) + share_cpu (...)
     ("it_kind", "I", "i4", "NO_ITERATION .. ENCODE"),
     ("it_request", "I", "i4", "request in prefill or encoding; -1"),
@@ -196,6 +203,7 @@ STATE: tuple[Field, ...] = (
     ("gpu_busy", "G", "i4", "instances whose iteration uses the GPU"),
     ("cpu_busy", "H", "i4", "instances whose iteration uses the host CPU"),
     ("gpu_iterating", "G", "i4", "instances that run an iteration"),
+    ("host_iterating", "H", "i4", "GPUs on which an iteration runs"),
     ("gpu_operations", "G", "i4", "operations and KV restores under way"),
     # operations and transfers; unit i is instance i's operation, unit I + i its restore
     ("op", "I", "i4", "NO_OP .. OP_RESIZE"),
@@ -223,16 +231,27 @@ STATE: tuple[Field, ...] = (
     ("num_resizes", "", "i4", "count"),
     # legality of every action at the present instant
     ("mask", "A", "i1", "1: legal"),
-    # what the environment's image holds, an observation that is kept and brought up to date (encoder.py)
-    ("encoded", "", "i4", "0: nothing yet"),
+    ("started", "", "i4", "0: a fresh record, its first decision point is still to be found"),
+    # what the observation written last holds (encoder.py)
+    ("encoded", "", "i4", "0: nothing of this episode"),
     (
         "encoded_window",
         "Q",
         "i4",
         "request in each of its queue slots; -1: none, -2: one that has left the queue since",
     ),
+    ("ran", "", "i4", "1: time or events have gone on since"),
+    ("seated_context", "I", "i8", "context tokens of the instance's requests, those to be prefilled counted"),
     ("row_from", "Q", "i4", "scratch: the slot a request's rows are in, -1: they are to be written; 0 between uses"),
-    ("stale", "G,M", "i1", "1: something about the model on the GPU has changed since"),
+    ("stale", "G,M", "i1", "what has changed since about the model on the GPU: 0, STALE_INSTANCE, STALE (memory.py)"),
+)
+
+IMAGE: tuple[Field, ...] = (
+    # the observations of an environment in its two buffers; not part of its state
+    ("step", "", "i8", "observations written so far"),
+    ("queue", "Q", "i8", "`step` when the row last changed"),
+    ("instances", "I", "i8", "the same"),
+    ("pairs", "Q", "i8", "the same for the rows of all GPUs"),
 )
 
 PARAMS: tuple[Field, ...] = (
@@ -311,5 +330,10 @@ def record_dtype(fields: tuple[Field, ...], dims: Dims) -> np.dtype[np.void]:
 
 
 def zeros(fields: tuple[Field, ...], dims: Dims, *shape: int) -> NDArray[np.void]:
-    """Zeroed records; a `recarray`, so that the kernel also runs with NUMBA_DISABLE_JIT=1."""
-    return np.zeros(shape, record_dtype(fields, dims)).view(np.recarray)
+    """Zeroed records from the beginning of a cache line; a `recarray`, so that the kernel also runs with
+    NUMBA_DISABLE_JIT=1."""
+    dtype = record_dtype(fields, dims)
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.zeros(size + CACHE_LINE, np.uint8)
+    begin = -raw.ctypes.data % CACHE_LINE
+    return raw[begin : begin + size].view(dtype).reshape(shape).view(np.recarray)

@@ -10,6 +10,7 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 from mmsched_env.config import ConfigError
+from mmsched_env.core import Simulation
 from mmsched_env.env import ServingEnv
 from mmsched_env.errors import MmschedError
 from mmsched_env.vector_env import ServingVectorEnv
@@ -174,3 +175,20 @@ def test_refusals(tiny: Any) -> None:
 def test_step_before_reset(tiny: Any) -> None:
     with pytest.raises(gym.error.ResetNeeded):
         ServingVectorEnv(2, tiny()).step(np.zeros(2, int))
+
+
+def test_threads_change_nothing(tiny: Any, random_action: Any) -> None:
+    runs = []
+    for threads in (1, 2):
+        vector = ServingVectorEnv(5, tiny(12), threads=threads)
+        vector.reset(seed=3)
+        rng, total = np.random.default_rng(0), np.zeros(5)
+        for _ in range(60):
+            layout, masks = vector.simulation.layout, vector.action_masks()
+            _, rewards, *_ = vector.step(np.array([random_action(rng, layout, mask) for mask in masks]))
+            total += rewards
+        runs.append((total.tolist(), vector.simulation.current.flat.copy()))
+    assert runs[0][0] == runs[1][0]
+    np.testing.assert_array_equal(runs[0][1], runs[1][1])
+    with pytest.raises(ConfigError, match="threads is 3"):
+        Simulation(tiny(12), 2, threads=3)

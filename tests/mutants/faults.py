@@ -39,5 +39,5 @@ FAULTS = (
     Fault("operation-free", "an operation does not slow the iterations of a device that copies itself", "batching.py", " + p.operation_share[g] * s.gpu_operations[g])", ")"),
     Fault("operation-undisturbed", "iterations do not slow an operation on such a device", "batching.py", "(s.gpu_busy[g] + s.gpu_operations[g] - 1)", "(s.gpu_operations[g] - 1)"),
     Fault("no-interference", "busy GPUs of a host do not slow each other", "batching.py", "slow = 1.0 + p.interference[h] *", "slow = 1.0 + 0.0 *"),
-    Fault("kept-observation", "what policies see of a cached model is not brought up to date", "memory.py", "            s.stale[g, m] = 1\n", "            pass\n"),
+    Fault("kept-observation", "what policies see of a cached model is not brought up to date", "memory.py", "            mark_all(s, g, m)\n", "            pass\n"),
 )  # fmt: skip

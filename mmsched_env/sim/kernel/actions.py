@@ -4,7 +4,6 @@ import numpy as np
 
 from ..jit import compiled
 from ..state import (
-    DECODE,
     EMPTY,
     LOADING,
     NO_ITERATION,
@@ -14,19 +13,27 @@ from ..state import (
     PENDING_PREEMPT,
     PENDING_PREEMPT_REQUEST,
     PENDING_RESIZE,
-    PREFILL,
     QUEUED,
     READY,
     SAME_INSTANT_S,
     SCOPE_INSTANCE,
     SCOPE_REQUEST,
 )
-from . import waiting
 from .arrays import fill
 from .batching import stop_soon
 from .clock import end_of_iterations
-from .memory import fits_joining, fits_new, gpu_free, gpu_of, host_free, mark, swap_free
-from .operations import hold_for_resize, resize_holds, run_pending, seated_tokens, start_load
+from .memory import (
+    fits_joining,
+    footprint,
+    gpu_free,
+    gpu_of,
+    host_free,
+    kv_tokens_reserved,
+    mark,
+    pin_growth,
+    swap_free,
+)
+from .operations import hold_for_resize, resize_holds, run_pending, start_load
 from .requests import bind
 
 
@@ -62,20 +69,10 @@ def can_change(s, i):
 
 
 @compiled
-def has_running(s, r, i):
-    for b in range(s.seat.shape[1]):
-        j = s.seat[i, b]
-        if j >= 0 and (r[j].phase == PREFILL or r[j].phase == DECODE):
-            return True
-    return False
-
-
-@compiled
 def write_mask(s, p, r):
-    """Fill s.window and s.mask; returns the number of legal actions besides WAIT."""
-    waiting.fill_window(s, r)
+    """Fill s.mask; returns the number of legal actions besides WAIT."""
     fill(s.mask, 0)
-    legal = mask_dispatch(s, p, r) + mask_changes(s, p, r)
+    legal = mask_dispatch(s, p, r) + mask_changes(s, p)
     s.mask[0] = 1 if legal == 0 or anything_ahead(s, p) else 0
     return legal
 
@@ -100,15 +97,28 @@ def mask_dispatch(s, p, r):
                     s.mask[at + s.inst_level[i]] = 1
                     legal += 1
             elif free_slot(s, g) >= 0:
-                for k in range(levels):
-                    if p.level_valid[m, k] == 1 and fits_new(s, p, r[j], g, k):
-                        s.mask[at + k] = 1
-                        legal += 1
+                legal += mask_load(s, p, g, m, kv_tokens_reserved(r[j]), s.mask[at : at + levels])
     return legal
 
 
 @compiled
-def mask_changes(s, p, r):
+def mask_load(s, p, g, m, tokens, mask):
+    """At which levels is there memory now to load model m on GPU g and serve a request of so many tokens?"""
+    legal = 0
+    h = p.gpu_host[g]
+    gpu = gpu_free(s, p, g)
+    host = host_free(s, p, h)
+    for k in range(mask.shape[0]):
+        needs_gpu = footprint(s, p, g, m, k) + tokens * p.kv_gpu_bytes[m, k]
+        needs_host = pin_growth(s, p, h, m, p.cpu_weight_bytes[m, k]) + tokens * p.kv_cpu_bytes[m, k]
+        fits = (p.level_valid[m, k] == 1) & (needs_gpu <= gpu) & (needs_host <= host)
+        mask[k] = fits
+        legal += fits
+    return legal
+
+
+@compiled
+def mask_changes(s, p):
     """PREEMPT and OFFLOAD."""
     legal = 0
     instances = s.inst_model.shape[0]
@@ -121,21 +131,30 @@ def mask_changes(s, p, r):
         if p.allow_preempt == 1 or s.num_seated[i] == 0:
             s.mask[at_preempt + i * NUM_SCOPES + SCOPE_INSTANCE] = 1
             legal += 1
-        if p.allow_preempt == 1 and has_running(s, r, i):
+        if p.allow_preempt == 1 and s.num_running[i] > 0:
             s.mask[at_preempt + i * NUM_SCOPES + SCOPE_REQUEST] = 1
             legal += 1
-        if p.allow_offload == 0:
-            continue
-        g = gpu_of(s, i)
-        h = p.gpu_host[g]
-        tokens = seated_tokens(s, r, i)
-        for k in range(levels):
-            if k == s.inst_level[i] or p.level_valid[s.inst_model[i], k] == 0:
-                continue
-            gpu, pin, kv, swap = resize_holds(s, p, i, k, tokens)
-            if gpu <= gpu_free(s, p, g) and pin + kv <= host_free(s, p, h) and swap <= swap_free(s, p, h):
-                s.mask[at_offload + i * levels + k] = 1
-                legal += 1
+        if p.allow_offload == 1:
+            at = at_offload + i * levels
+            legal += mask_resize(s, p, i, s.mask[at : at + levels])
+    return legal
+
+
+@compiled
+def mask_resize(s, p, i, mask):
+    """For which levels is there memory now to resize instance i to them?"""
+    legal = 0
+    g = gpu_of(s, i)
+    h = p.gpu_host[g]
+    free_gpu = gpu_free(s, p, g)
+    free_host = host_free(s, p, h)
+    free_swap = swap_free(s, p, h)
+    for k in range(mask.shape[0]):
+        gpu, pin, kv, swap = resize_holds(s, p, i, k)
+        another = (k != s.inst_level[i]) & (p.level_valid[s.inst_model[i], k] == 1)
+        fits = another & (gpu <= free_gpu) & (pin + kv <= free_host) & (swap <= free_swap)
+        mask[k] = fits
+        legal += fits
     return legal
 
 
@@ -167,7 +186,7 @@ def apply(s, p, r, log, action):
         change(s, p, r, log, code // NUM_SCOPES, PENDING_PREEMPT_REQUEST if scope == SCOPE_REQUEST else PENDING_PREEMPT)
         return
     code -= instances * NUM_SCOPES
-    hold_for_resize(s, p, r, code // levels, code % levels)
+    hold_for_resize(s, p, code // levels, code % levels)
     change(s, p, r, log, code // levels, PENDING_RESIZE)
 
 

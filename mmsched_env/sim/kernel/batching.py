@@ -54,6 +54,7 @@ def join_waiting(s, r, log, i):
         j = s.seat[i, b]
         if j >= 0 and r[j].phase == BOUND and r[j].saved_host < 0:
             r[j].phase = PREFILL if r[j].prefilled < r[j].prefill_target else DECODE
+            s.num_running[i] += 1
             record(s, log, events.START, j, i, r[j].model, s.inst_level[i], 0.0)
 
 
@@ -160,7 +161,7 @@ def share_devices(s, p):
             continue
         g = gpu_of(s, i)
         h = p.gpu_host[g]
-        slow = 1.0 + p.interference[h] * (iterating_gpus(s, p, h) - 1)
+        slow = 1.0 + p.interference[h] * (s.host_iterating[h] - 1)
         share_gpu = (max(1, s.gpu_busy[g]) + p.operation_share[g] * s.gpu_operations[g]) * slow
         share_cpu = max(1, s.cpu_busy[h]) * slow
         if share_gpu != s.it_share_gpu[i] or share_cpu != s.it_share_cpu[i]:
@@ -186,15 +187,9 @@ def count_work(s, p):
             s.gpu_busy[g] += s.it_gpu[i] > 0.0
             s.cpu_busy[p.gpu_host[g]] += s.it_cpu[i] > 0.0
         s.gpu_operations[g] += (s.unit_phase[i] != UNIT_IDLE) + (s.unit_phase[instances + i] != UNIT_IDLE)
-
-
-@compiled
-def iterating_gpus(s, p, h):
-    """GPUs of host h on which an iteration runs."""
-    count = 0
+    fill(s.host_iterating, 0)
     for g in range(s.gpu_iterating.shape[0]):
-        count += s.gpu_iterating[g] > 0 and p.gpu_host[g] == h
-    return count
+        s.host_iterating[p.gpu_host[g]] += s.gpu_iterating[g] > 0
 
 
 @compiled

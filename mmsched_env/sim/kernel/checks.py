@@ -134,9 +134,13 @@ def check_queue(s, r):
     while j >= 0 and length <= s.num_arrived:
         if j <= before or r[j].previous != before or (r[j].phase != QUEUED and r[j].phase != SAVING):
             return QUEUE
+        if length < s.window.shape[0] and s.window[length] != j:
+            return QUEUE
         length += 1
         before = j
         j = r[j].next
+    if length < s.window.shape[0] and s.window[length] >= 0:
+        return QUEUE
     waiting = 0
     for j in range(s.num_arrived):
         waiting += r[j].phase == QUEUED or r[j].phase == SAVING
@@ -150,17 +154,21 @@ def check_seats(s, r):
     seated = 0
     for i in range(s.seat.shape[0]):
         taken = 0
+        running = 0
+        tokens = 0
         for b in range(s.seat.shape[1]):
             j = s.seat[i, b]
             if j < 0:
                 continue
             taken += 1
+            running += r[j].phase == PREFILL or r[j].phase == DECODE
+            tokens += kv_tokens_reserved(r[j])
             if r[j].instance != i or r[j].model != s.inst_model[i] or not on_seat(r[j].phase):
                 return SEATS
             for other in range(b):
                 if s.seat[i, other] == j:
                     return SEATS
-        if taken != s.num_seated[i]:
+        if taken != s.num_seated[i] or running != s.num_running[i] or tokens != s.reserved_tokens[i]:
             return SEATS
         seated += taken
     for j in range(s.num_requests):

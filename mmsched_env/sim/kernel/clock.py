@@ -62,6 +62,7 @@ def let_time_pass(s, until):
 def advance(s, p, r, log):
     """Run on to the next decision point. Returns False if nothing is left to happen or the time limit is reached."""
     s.decision = 0
+    s.ran = 1
     while s.decision == 0:
         start_restores(s, p, r, log)
         plan_all(s, p, r, log)

@@ -48,9 +48,21 @@ def decode_cpu(p, m, g, k, batch, context):
 
 
 @compiled
-def decode_step(p, m, g, k, batch, context):
-    """One decode iteration of `batch` requests with `context` tokens in all, with GPU and CPU unshared."""
-    return p.iter_const[m, g, k] + decode_gpu(p, m, g, k, batch, context) + decode_cpu(p, m, g, k, batch, context)
+def attended_both(p, m, g, mean_context):
+    """F(x) of the GPU and of the CPU: the same at every level."""
+    knots = p.depth_knot[m, g]
+    return attended(knots, p.depth_gpu[m, g], mean_context), attended(knots, p.depth_cpu[m, g], mean_context)
+
+
+@compiled
+def decode_step(p, m, g, k, batch, on_gpu, on_cpu):
+    """One decode iteration of `batch` requests, with GPU and CPU unshared; `attended_both` of their mean context.
+
+    To the last bit what `decode_gpu` and `decode_cpu` add up to.
+    """
+    gpu = p.gpu_base[m, g, k] * p.batch_gpu[m, g, batch - 1] + p.gpu_head[m, g, k] + p.gpu_kv[m, g, k] * batch * on_gpu
+    cpu = p.cpu_base[m, g, k] * p.batch_cpu[m, g, batch - 1] + p.cpu_head[m, g, k] + p.cpu_kv[m, g, k] * batch * on_cpu
+    return p.iter_const[m, g, k] + gpu + cpu
 
 
 @compiled
@@ -82,7 +94,12 @@ def chunk_cpu(p, m, g, k, tokens, area):
 @compiled
 def prefill_seconds(p, m, g, k, tokens):
     """Prefill of `tokens` from an empty KV cache, alone on GPU and CPU: full chunks and the last one, summed."""
-    full = tokens // p.ubatch_tokens
+    return prefill_of_chunks(p, m, g, k, tokens, tokens // p.ubatch_tokens)
+
+
+@compiled
+def prefill_of_chunks(p, m, g, k, tokens, full):
+    """The same with the number of full chunks, which takes a division and is the same on every GPU."""
     rest = tokens - full * p.ubatch_tokens
     total = 0.5 * tokens * tokens * (p.gpu_attn[m, g, k] + p.cpu_attn[m, g, k])
     if full > 0:

@@ -1,8 +1,9 @@
 """Writing the observation from the simulator's records, compiled. The fields: ../../observation.py.
 
-Each environment has an image of its observation that is kept and brought up to date: rows of instances and pairs are
-written anew only where something about that model on that GPU has changed (`s.stale`, set by memory.mark); what runs
-with the clock is written every time.
+There are two buffers, written in turn: what a learner was given last is left alone. So a row that has not changed for two
+steps is in both and costs nothing; one that changed a step ago is copied from the buffer of that step (`IMAGE` says when
+which row changed last); only what has changed now is computed. Rows of instances and pairs change where something about
+that model on that GPU has (`s.stale`, set by memory.mark); what runs with the clock is written every time.
 """
 
 from ..jit import compiled
@@ -18,11 +19,12 @@ from ..state import (
     QUEUED,
     READY,
     RESIZING,
+    UNIT_IDLE,
 )
 from .arrays import copy, fill
 from .batching import context_tokens
-from .costs import decode_step, prefill_seconds
-from .memory import fits_empty, footprint, gpu_free, gpu_of, host_free, kv_tokens_reserved, swap_free
+from .costs import attended_both, decode_step, prefill_of_chunks
+from .memory import STALE, fits_empty, footprint, gpu_free, gpu_of, host_free, kv_tokens_reserved, swap_free
 from .transfers import operation_left
 from .waiting import rate_per_arrival
 
@@ -30,27 +32,47 @@ GB = 1e9
 
 
 @compiled
-def encode(s, p, r, queue, instances, gpus, models, pairs, whole, image):
-    """Bring one environment's image up to date. `image` is all its blocks as one row of float32."""
+def encode(s, p, r, image, before, after, written, queue, instances, gpus, models, pairs, whole):
+    """Write one environment's observation. `after` is all of it as one row of float32, the blocks are views of it; it holds
+    the observation of step `written`, `before` that of the last step (it may be the same buffer)."""
+    image.step += 1
+    at_instances = queue.size * words(queue)
+    at_gpus = at_instances + instances.size * words(instances)
+    at_pairs = at_gpus + gpus.size * words(gpus) + models.size * words(models)
     if s.encoded == 0:
-        fill(image, 0.0)
-        s.encoded = 1
-        fill(s.encoded_window, -1)
-        set_stale(s, 1)
-        encode_fixed(p, gpus, models)
-    encode_queue(s, p, r, queue, image)
-    encode_instances(s, p, r, instances, image[queue.size * words(queue) :])
+        encode_anew(s, p, image, after, gpus, models)
+        before = after
+    elif written < image.step - 1:  # else it is the buffer of the last step that is written again
+        copy(after[at_gpus:at_pairs], before[at_gpus:at_pairs])
+        catch_up(image.instances, written, before[at_instances:at_gpus], after[at_instances:at_gpus], words(instances))
+    find_rows(s)
+    encode_queue(s, r, image, written, queue, before[:at_instances], after[:at_instances])
+    encode_instances(s, p, r, image, instances, after[at_instances:at_gpus])
     encode_gpus(s, p, gpus)
-    pairs_at = image.size - whole.size * words(whole) - pairs.size * words(pairs)
-    encode_pairs(s, p, r, instances, pairs, image[pairs_at:])
+    encode_pairs(s, p, r, image, written, instances, pairs, before[at_pairs:], after[at_pairs:])
     copy(s.encoded_window, s.window)
+    fill(s.row_from, 0)  # a restored environment is the same to the last bit
     set_stale(s, 0)
+    s.ran = 0
     whole[0].arrivals_per_s = encode_models(s, p, models)
     whole[0].time_s = s.now
     whole[0].num_in_system = s.num_in_system
     whole[0].queue_length = s.queue_length
     whole[0].beyond_window = max(0, s.queue_length - s.window.shape[0])
     whole[0].weight_in_system = s.weight_in_system
+
+
+@compiled
+def encode_anew(s, p, image, after, gpus, models):
+    """Nothing of an earlier observation is of use."""
+    fill(after, 0.0)
+    s.encoded = 1
+    fill(s.encoded_window, -1)
+    set_stale(s, STALE)
+    fill(image.queue, image.step)
+    fill(image.instances, image.step)
+    fill(image.pairs, image.step)
+    encode_fixed(p, gpus, models)
 
 
 @compiled
@@ -66,9 +88,23 @@ def words(block):
 
 
 @compiled
-def clear(block_image, row, width):
-    for at in range(row * width, (row + 1) * width):
-        block_image[at] = 0.0
+def row_of(block, row, width):
+    """A row of a block's float32 values. Loops over such a view are vectorised; over a range of the block they are not, as
+    Numba cannot tell that its indices are not negative."""
+    return block[row * width : (row + 1) * width]
+
+
+@compiled
+def copy_row(before, source, after, target, width):
+    copy(row_of(after, target, width), row_of(before, source, width))
+
+
+@compiled
+def catch_up(changed, written, before, after, width):
+    """Copy the rows that changed after the step that `after` holds."""
+    for row in range(changed.shape[0]):
+        if changed[row] > written:
+            copy_row(before, row, after, row, width)
 
 
 @compiled
@@ -87,14 +123,22 @@ def encode_fixed(p, gpus, models):
 
 
 @compiled
-def encode_queue(s, p, r, queue, queue_image):
+def encode_queue(s, r, image, written, queue, before, after):
+    """Rows of requests are written anew whenever time has moved on or they are in another slot than before."""
+    width = words(queue)
     for q in range(queue.shape[0]):
         j = s.window[q]
         if j < 0:
-            if s.encoded_window[q] == -1:
-                break
-            clear(queue_image, q, words(queue))
+            if image.queue[q] > written or s.encoded_window[q] != -1:
+                fill(row_of(after, q, width), 0.0)
+            if s.encoded_window[q] != -1:
+                image.queue[q] = image.step
             continue
+        if s.ran == 0 and s.row_from[q] == q:
+            if image.queue[q] > written:
+                copy_row(before, q, after, q, width)
+            continue
+        image.queue[q] = image.step
         row = queue[q]
         age = s.now - r[j].arrival_s
         row.present = 1.0
@@ -116,19 +160,22 @@ def encode_queue(s, p, r, queue, queue_image):
 
 
 @compiled
-def encode_instances(s, p, r, instances, instances_image):
+def encode_instances(s, p, r, image, instances, after):
     for i in range(instances.shape[0]):
         row = instances[i]
         if s.inst_phase[i] == EMPTY:
             if row.present == 1.0:
-                clear(instances_image, i, words(instances))
+                fill(row_of(after, i, words(instances)), 0.0)
+                image.instances[i] = image.step
             continue
         m = s.inst_model[i]
         g = gpu_of(s, i)
-        if s.stale[g, m] == 1:
+        if s.stale[g, m] > 0:
             encode_instance(s, p, r, i, m, g, row)
-        row.operation_left_s = operation_left(s, i)
-        row.idle_s = s.now - s.inst_used_s[i] if s.num_seated[i] == 0 else 0.0
+        if s.stale[g, m] > 0 or (s.ran == 1 and (s.num_seated[i] == 0 or s.unit_phase[i] != UNIT_IDLE)):
+            row.operation_left_s = operation_left(s, i)
+            row.idle_s = s.now - s.inst_used_s[i] if s.num_seated[i] == 0 else 0.0
+            image.instances[i] = image.step
 
 
 @compiled
@@ -136,17 +183,18 @@ def encode_instance(s, p, r, i, m, g, row):
     """All but what runs with the clock."""
     k = s.inst_level[i]
     phase = s.inst_phase[i]
-    running = 0
+    running = s.num_running[i]
     context = 0
     weight = 0.0
     longest = 0.0
     longest_weight = 0.0
     shortest = 0.0
-    reserved = 0
+    will_have = 0
     for b in range(s.seat.shape[1]):
         j = s.seat[i, b]
         if j < 0:
             continue
+        will_have += r[j].prompt_tokens + r[j].image_tokens + r[j].generated
         left = max(1.0, r[j].predicted_tokens - r[j].generated)
         if weight == 0.0 or left < shortest:
             shortest = left
@@ -154,11 +202,12 @@ def encode_instance(s, p, r, i, m, g, row):
         if left > longest:
             longest = left
             longest_weight = r[j].weight
-        reserved += r[j].prompt_tokens + r[j].image_tokens + r[j].max_tokens
         if r[j].phase == PREFILL or r[j].phase == DECODE:
-            running += 1
             context += context_tokens(r[j])
-    step = decode_step(p, m, g, k, max(1, running), context)
+    s.seated_context[i] = will_have
+    batch = max(1, running)
+    on_gpu, on_cpu = attended_both(p, m, g, context / batch)
+    step = decode_step(p, m, g, k, batch, on_gpu, on_cpu)
     row.present = 1.0
     row.model = m
     row.level = k
@@ -179,18 +228,19 @@ def encode_instance(s, p, r, i, m, g, row):
     row.longest_left_tokens = longest
     row.longest_weight = longest_weight
     row.gpu_gb = footprint(s, p, g, m, k) / GB
-    row.kv_gb = reserved * p.kv_gpu_bytes[m, k] / GB
+    row.kv_gb = s.reserved_tokens[i] * p.kv_gpu_bytes[m, k] / GB
     row.uses = s.inst_uses[i]
     save = p.save_s[g] * running + context * p.kv_gpu_bytes[m, k] / p.kv_out_cap[g]
     row.unload_s = save + p.unload_s[m, g, k]
     row.reload_s = p.init_s[m, g] + p.gpu_weight_bytes[m, k] / p.link_in_cap[m, g]
-    encode_levels(s, p, i, m, g, max(1, running), context, reserved, row)
+    encode_levels(s, p, i, m, g, batch, context, on_gpu, on_cpu, row)
 
 
 @compiled
-def encode_levels(s, p, i, m, g, batch, context, reserved, row):
+def encode_levels(s, p, i, m, g, batch, context, on_gpu, on_cpu, row):
     """Memory, decode iteration and seconds of a resize, with disk and links to itself, at every level."""
     old = s.inst_level[i]
+    reserved = s.reserved_tokens[i]
     read_s = (p.file_bytes[m] - s.cache_valid[p.gpu_host[g], m]) / p.disk_cap[m, g]
     out_s = context * p.kv_gpu_bytes[m, old] / p.kv_out_cap[g] + p.unload_s[m, g, old]
     always_s = 2.0 * row.num_running * p.save_s[g] + out_s + p.init_s[m, g] + read_s
@@ -201,7 +251,7 @@ def encode_levels(s, p, i, m, g, batch, context, reserved, row):
             row.resize_s[k] = 0.0
             continue
         row.level_gb[k] = (footprint(s, p, g, m, k) + reserved * p.kv_gpu_bytes[m, k]) / GB
-        row.level_step_s[k] = decode_step(p, m, g, k, batch, context)
+        row.level_step_s[k] = decode_step(p, m, g, k, batch, on_gpu, on_cpu)
         if k == old:
             row.resize_s[k] = 0.0
         elif p.resize_mode == MOVE:
@@ -263,26 +313,29 @@ def encode_models(s, p, models):
 
 
 @compiled
-def encode_pairs(s, p, r, instances, pairs, pairs_image):
+def encode_pairs(s, p, r, image, written, instances, pairs, before, after):
     width = pairs.shape[1] * words(pairs)
-    find_rows(s)
-    move_rows(s, pairs_image, width)
+    bring_rows(s, image, written, before, after, width)
     for q in range(pairs.shape[0]):
         j = s.window[q]
         if j < 0:
-            if s.encoded_window[q] == -1:
-                break
-            clear(pairs_image, q, width)
+            if s.encoded_window[q] != -1:
+                fill(row_of(after, q, width), 0.0)
+                image.pairs[q] = image.step
             continue
         m = r[j].model
         for g in range(p.num_gpus):
             i = s.inst_at[g, m]
             row = pairs[q, g]
-            if s.row_from[q] < 0 or s.stale[g, m] == 1:
-                encode_pair(s, p, r, r[j], g, instances, row)
-            elif i >= 0 and row.fits[s.inst_level[i]] == 1.0:
+            if s.row_from[q] < 0 or s.stale[g, m] == STALE:
+                encode_pair(s, p, r[j], g, instances, row, 0, p.level_value.shape[0])
+                image.pairs[q] = image.step
+            elif i >= 0 and s.stale[g, m] > 0:
+                encode_pair(s, p, r[j], g, instances, row, s.inst_level[i], s.inst_level[i] + 1)
+                image.pairs[q] = image.step
+            elif i >= 0 and s.ran == 1 and s.unit_phase[i] != UNIT_IDLE and row.fits[s.inst_level[i]] == 1.0:
                 row.load_s[s.inst_level[i]] = instances[i].operation_left_s
-    fill(s.row_from, 0)  # a restored environment is the same to the last bit
+                image.pairs[q] = image.step
 
 
 @compiled
@@ -300,49 +353,39 @@ def find_rows(s):
 
 
 @compiled
-def move_rows(s, image, width):
-    """Rows that move up first, then rows that move down: in the order of their sources nothing is overwritten too early."""
+def bring_rows(s, image, written, before, after, width):
+    """Rows that move up first, then rows that move down: in the order of their sources nothing is overwritten too early,
+    should `before` be `after`."""
     slots = s.window.shape[0]
     for q in range(slots):
         if s.window[q] >= 0 and s.row_from[q] > q:
-            copy_row(image, s.row_from[q], q, width)
+            move_row(image, before, after, s.row_from[q], q, width)
+        elif image.pairs[q] > written:
+            copy_row(before, q, after, q, width)
     for q in range(slots - 1, -1, -1):
         if s.window[q] >= 0 and 0 <= s.row_from[q] < q:
-            copy_row(image, s.row_from[q], q, width)
+            move_row(image, before, after, s.row_from[q], q, width)
 
 
 @compiled
-def copy_row(image, source, target, width):
-    for at in range(width):
-        image[target * width + at] = image[source * width + at]
+def move_row(image, before, after, source, target, width):
+    image.pairs[target] = image.step
+    copy_row(before, source, after, target, width)
 
 
 @compiled
-def seated_context(s, r, i):
-    """Requests on instance i and the context tokens they have, or will have once prefilled."""
-    count = 0
-    context = 0
-    for b in range(s.seat.shape[1]):
-        j = s.seat[i, b]
-        if j >= 0:
-            count += 1
-            context += r[j].prompt_tokens + r[j].image_tokens + r[j].generated
-    return count, context
-
-
-@compiled
-def encode_pair(s, p, r, request, g, instances, row):
+def encode_pair(s, p, request, g, instances, row, first, end):
+    """Levels `first` to `end` - 1 of a waiting request on a GPU."""
     m = request.model
     h = p.gpu_host[g]
     i = s.inst_at[g, m]
     start_s = p.init_s[m, g] + (p.file_bytes[m] - s.cache_valid[h, m]) / p.disk_cap[m, g]
     encode_s = request.image_tokens * p.encode_s[m, g]
     mine = request.prompt_tokens + request.image_tokens + request.generated
-    seated = 0
-    others = 0
-    if i >= 0:
-        seated, others = seated_context(s, r, i)
-    for k in range(p.level_value.shape[0]):
+    alone = mine + 0.5 * max(1.0, request.predicted_tokens - request.generated)
+    alone_on_gpu, alone_on_cpu = attended_both(p, m, g, alone)
+    full = mine // p.ubatch_tokens
+    for k in range(first, end):
         fits = p.level_valid[m, k] == 1 and fits_empty(s, p, request, g, k)
         row.fits[k] = 1.0 if fits else 0.0
         if not fits:
@@ -351,19 +394,18 @@ def encode_pair(s, p, r, request, g, instances, row):
             row.token_s[k] = 0.0
             row.gpu_need_gb[k] = 0.0
             continue
-        batch = 1
-        context = mine + 0.5 * max(1.0, request.predicted_tokens - request.generated)
         if i >= 0 and s.inst_level[i] == k:
+            batch = min(s.seat.shape[1], s.num_seated[i] + 1)
+            on_gpu, on_cpu = attended_both(p, m, g, (alone + s.seated_context[i]) / batch)
+            row.token_s[k] = decode_step(p, m, g, k, batch, on_gpu, on_cpu)
             row.load_s[k] = instances[i].operation_left_s
-            batch = min(s.seat.shape[1], seated + 1)
-            context += others
             row.gpu_need_gb[k] = kv_tokens_reserved(request) * p.kv_gpu_bytes[m, k] / GB
         else:
+            row.token_s[k] = decode_step(p, m, g, k, 1, alone_on_gpu, alone_on_cpu)
             need = footprint(s, p, g, m, k) + kv_tokens_reserved(request) * p.kv_gpu_bytes[m, k]
             row.gpu_need_gb[k] = need / GB
             row.load_s[k] = start_s + p.gpu_weight_bytes[m, k] / p.link_in_cap[m, g]
         if request.saved_host == h:
             row.prefill_s[k] = p.save_s[g] + request.saved_tokens * p.kv_gpu_bytes[m, k] / p.kv_in_cap[g]
         else:
-            row.prefill_s[k] = prefill_seconds(p, m, g, k, mine) + encode_s
-        row.token_s[k] = decode_step(p, m, g, k, batch, context)
+            row.prefill_s[k] = prefill_of_chunks(p, m, g, k, mine, full) + encode_s

@@ -4,6 +4,9 @@ from math import floor
 
 from ..jit import compiled
 
+STALE_INSTANCE, STALE = 1, 2
+"""what `s.stale` says has changed: the instance at its level, or everything about the model on the GPU"""
+
 
 @compiled
 def kv_tokens_reserved(request):
@@ -54,8 +57,16 @@ def pin_growth(s, p, h, m, cpu_weights):
 
 @compiled
 def mark(s, i):
-    """What policies see of instance i's model on its GPU has to be written anew."""
-    s.stale[gpu_of(s, i), s.inst_model[i]] = 1
+    """What policies see of instance i, and of requests that might join it, has to be written anew."""
+    g = gpu_of(s, i)
+    s.stale[g, s.inst_model[i]] = max(STALE_INSTANCE, s.stale[g, s.inst_model[i]])
+
+
+@compiled
+def mark_all(s, g, m):
+    """And what they see of loading model m on GPU g: its instance has come, gone or changed its level, or the model takes
+    other memory or another time to load than was known."""
+    s.stale[g, m] = STALE
 
 
 @compiled
@@ -66,18 +77,7 @@ def set_valid(s, p, h, m, valid):
     s.cache_valid[h, m] = valid
     for g in range(p.num_gpus):
         if p.gpu_host[g] == h:
-            s.stale[g, m] = 1
-
-
-@compiled
-def fits_new(s, p, request, g, k):
-    """Is there memory now to load the request's model on GPU g at level k and serve the request?"""
-    m = request.model
-    tokens = kv_tokens_reserved(request)
-    h = p.gpu_host[g]
-    gpu = footprint(s, p, g, m, k) + tokens * p.kv_gpu_bytes[m, k]
-    host = pin_growth(s, p, h, m, p.cpu_weight_bytes[m, k]) + tokens * p.kv_cpu_bytes[m, k]
-    return gpu <= gpu_free(s, p, g) and host <= host_free(s, p, h)
+            mark_all(s, g, m)
 
 
 @compiled

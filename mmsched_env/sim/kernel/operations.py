@@ -39,7 +39,7 @@ from .memory import (
     footprint,
     footprint_with,
     gpu_of,
-    kv_tokens_reserved,
+    mark_all,
     repin,
     set_valid,
     shrink_cache,
@@ -132,6 +132,7 @@ def start_load(s, p, r, log, i, m, k):
     s.inst_level[i] = k
     s.inst_new_level[i] = k
     s.inst_at[g, m] = i
+    mark_all(s, g, m)
     s.inst_uses[i] = 0
     s.inst_used_s[i] = s.now
     s.gpu_used[g] += footprint(s, p, g, m, k)
@@ -162,6 +163,7 @@ def allocated(s, p, i):
         return False
     s.gpu_used[g] += more
     s.footprint_extra[g, m] = s.footprint_hidden[g, m]
+    mark_all(s, g, m)
     return True
 
 
@@ -222,6 +224,7 @@ def end_evict(s, p, log, i):
     s.footprint_extra[g, m] = s.footprint_hidden[g, m]  # news only after a load that failed
     s.inst_cpu_weights[i] = 0
     s.inst_at[g, m] = -1
+    mark_all(s, g, m)
     s.inst_phase[i] = EMPTY
     s.inst_model[i] = -1
     repin(s, p, p.gpu_host[g], m)
@@ -264,21 +267,12 @@ def preempt_longest(s, p, r, log, i):
 
 
 @compiled
-def seated_tokens(s, r, i):
-    """Context tokens KV memory is reserved for on instance i."""
-    total = 0
-    for b in range(s.seat.shape[1]):
-        if s.seat[i, b] >= 0:
-            total += kv_tokens_reserved(r[s.seat[i, b]])
-    return total
-
-
-@compiled
-def resize_holds(s, p, i, k, tokens):
+def resize_holds(s, p, i, k):
     """Extra bytes (GPU, pinned weights, CPU-side KV, swap) a resize of instance i to level k needs until it ends."""
     m = s.inst_model[i]
     old = s.inst_level[i]
     g = gpu_of(s, i)
+    tokens = s.reserved_tokens[i]
     gpu = footprint(s, p, g, m, k) - footprint(s, p, g, m, old)
     gpu += tokens * (p.kv_gpu_bytes[m, k] - p.kv_gpu_bytes[m, old])
     pin = p.cpu_weight_bytes[m, k] - s.pinned[p.gpu_host[g], m]
@@ -288,12 +282,12 @@ def resize_holds(s, p, i, k, tokens):
 
 
 @compiled
-def hold_for_resize(s, p, r, i, k):
+def hold_for_resize(s, p, i, k):
     """From the decision on, the instance holds the larger of its old and new footprint in each memory."""
     g = gpu_of(s, i)
     h = p.gpu_host[g]
     m = s.inst_model[i]
-    gpu, _, kv, swap = resize_holds(s, p, i, k, seated_tokens(s, r, i))
+    gpu, _, kv, swap = resize_holds(s, p, i, k)
     s.inst_new_level[i] = k
     s.inst_hold_gpu[i] = gpu
     s.inst_hold_kv[i] = kv
@@ -345,7 +339,7 @@ def end_resize(s, p, r, log, i):
     m = s.inst_model[i]
     old = s.inst_level[i]
     new = s.inst_new_level[i]
-    tokens = seated_tokens(s, r, i)
+    tokens = s.reserved_tokens[i]
     s.gpu_used[g] += footprint(s, p, g, m, new) - footprint(s, p, g, m, old) - s.inst_hold_gpu[i]
     s.gpu_used[g] += tokens * (p.kv_gpu_bytes[m, new] - p.kv_gpu_bytes[m, old])
     s.host_kv[h] += tokens * (p.kv_cpu_bytes[m, new] - p.kv_cpu_bytes[m, old]) - s.inst_hold_kv[i]
@@ -354,6 +348,7 @@ def end_resize(s, p, r, log, i):
     s.inst_hold_kv[i] = 0
     s.inst_hold_swap[i] = 0
     s.inst_level[i] = new
+    mark_all(s, g, m)
     s.inst_cpu_weights[i] = p.cpu_weight_bytes[m, new]
     if p.resize_mode == MOVE:
         set_valid(s, p, h, m, max(s.cache_valid[h, m], min(s.cached[h, m], s.inst_cpu_weights[i])))

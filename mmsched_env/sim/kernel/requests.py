@@ -23,7 +23,7 @@ from . import waiting
 from .batching import resident_tokens, stop_soon
 from .costs import prefill_seconds
 from .logbook import record
-from .memory import drop_saved, gpu_of, mark, reserve_kv, swap_free
+from .memory import drop_saved, gpu_of, kv_tokens_reserved, mark, reserve_kv, swap_free
 from .transfers import link_in_resource, start_unit
 
 
@@ -45,6 +45,7 @@ def bind(s, p, r, log, j, i):
             s.seat[i, b] = j
             break
     s.num_seated[i] += 1
+    s.reserved_tokens[i] += kv_tokens_reserved(r[j])
     reserve_kv(s, p, r[j], i, s.inst_level[i], 1)
     if r[j].saved_host >= 0 and r[j].saved_host != p.gpu_host[g]:
         drop_saved(s, r[j])
@@ -68,6 +69,7 @@ def free_seat(s, p, r, i, b):
     reserve_kv(s, p, r[j], i, s.inst_level[i], -1)
     s.seat[i, b] = -1
     s.num_seated[i] -= 1
+    s.reserved_tokens[i] -= kv_tokens_reserved(r[j])
 
 
 @compiled
@@ -137,6 +139,7 @@ def take_off(s, p, r, log, i, b):
     k = s.inst_level[i]
     running = r[j].phase == PREFILL or r[j].phase == DECODE
     tokens = resident_tokens(r[j])
+    s.num_running[i] -= running
     waiting.push(s, r, j)
     if running or tokens > 0:
         r[j].num_preemptions += 1
@@ -184,6 +187,7 @@ def finish(s, p, r, log, i, b):
     """The request on seat b has all its tokens."""
     j = s.seat[i, b]
     r[j].phase = DONE
+    s.num_running[i] -= 1
     r[j].finish_s = s.now
     e2e = s.now - r[j].arrival_s
     ttft = r[j].first_token_s - r[j].arrival_s

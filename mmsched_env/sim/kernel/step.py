@@ -45,10 +45,12 @@ def to_decision(s, p, r, log, moved):
 
 
 @compiled
-def start(s, p):
+def start(s):
     """Set what is not zero in a fresh record."""
+    s.started = 1
     s.queue_head = -1
     s.queue_tail = -1
+    s.window[:] = -1
     s.inst_at[:] = -1
     s.inst_model[:] = -1
     s.seat[:] = -1
@@ -82,44 +84,53 @@ def decide(s, p, r, log, action, outcome):
     outcome.stalled = 0 if alive else 1
 
 
-@compiled
-def present(s, p, r, queue, instances, gpus, models, pairs, whole, image, flat, mask):
-    """Bring the environment's image up to date and copy it into the learner's buffer."""
-    encode(s, p, r, queue, instances, gpus, models, pairs, whole, image)
-    copy(flat, image)
-    copy(mask, s.mask)
-
-
-@entry_point
-def reset_batch(state, params, requests, logs, queue, instances, gpus, models, pairs, whole, image, flat, mask):
-    """Bring zeroed environments to their first decision point and write their observations."""
-    for e in range(state.shape[0]):
-        s = state[e]
-        p = params[e % params.shape[0]]
-        start(s, p)
-        to_decision(s, p, requests[e], logs[e], False)
-        blocks = queue[e], instances[e], gpus[e], models[e], pairs[e], whole[e]
-        present(s, p, requests[e], *blocks, image[e], flat[e], mask[e])
-
-
 @entry_point
 def step_batch(
-    state, params, requests, logs, actions, outcomes, queue, instances, gpus, models, pairs, whole, image, flat, mask
+    state,
+    params,
+    requests,
+    logs,
+    actions,
+    outcomes,
+    image,
+    before,
+    after,
+    written,
+    queue,
+    instances,
+    gpus,
+    models,
+    pairs,
+    whole,
+    mask,
 ):
-    """Take one action in every environment, run to its next decision point and write its observation."""
+    """Take one action in every environment, run to its next decision point and write its observation.
+
+    Environments that have been zeroed begin instead; that there is one way in keeps compiling short.
+    """
     for e in range(state.shape[0]):
         s = state[e]
         p = params[e % params.shape[0]]
-        decide(s, p, requests[e], logs[e], actions[e], outcomes[e])
+        if s.started == 0:
+            start(s)
+            to_decision(s, p, requests[e], logs[e], False)
+        else:
+            decide(s, p, requests[e], logs[e], actions[e], outcomes[e])
         blocks = queue[e], instances[e], gpus[e], models[e], pairs[e], whole[e]
-        present(s, p, requests[e], *blocks, image[e], flat[e], mask[e])
+        encode(s, p, requests[e], image[e], before[e], after[e], written[e], *blocks)
+        written[e] = image[e].step
+        copy(mask[e], s.mask)
 
 
 @entry_point
-def present_batch(state, params, requests, queue, instances, gpus, models, pairs, whole, image, flat, mask):
+def present_batch(
+    state, params, requests, image, before, after, written, queue, instances, gpus, models, pairs, whole, mask
+):
     """Write the observations of environments as they stand, all of them: their records have been put back."""
     for e in range(state.shape[0]):
         p = params[e % params.shape[0]]
         state[e].encoded = 0
         blocks = queue[e], instances[e], gpus[e], models[e], pairs[e], whole[e]
-        present(state[e], p, requests[e], *blocks, image[e], flat[e], mask[e])
+        encode(state[e], p, requests[e], image[e], before[e], after[e], written[e], *blocks)
+        written[e] = image[e].step
+        copy(mask[e], state[e].mask)

@@ -1,7 +1,8 @@
 """The queue of waiting requests, in arrival order, and the window of its oldest ones that policies see.
 
-A linked list through the request records: removal anywhere and arrival at the tail cost O(1); a preempted request
-goes back to its place by arrival, which is near the head.
+A linked list through the request records, in order of their indices: removal anywhere and arrival at the tail cost O(1); a
+preempted request goes back to its place by arrival, which is near the head. The window is kept beside it: walking the
+list at every decision would cost a cache miss for each request.
 """
 
 from math import exp
@@ -17,13 +18,8 @@ RATE_WINDOW_S = 60.0
 @compiled
 def push(s, r, j):
     """Put request j into the queue at its place by arrival."""
-    after = s.queue_tail
-    if after > j:  # comes back from an instance: search from the head, where the old ones are
-        after = -1
-        scan = s.queue_head
-        while scan >= 0 and scan < j:
-            after = scan
-            scan = r[scan].next
+    slot = slot_for(s, j)
+    after = before_slot(s, r, j, slot)
     before = s.queue_head if after < 0 else r[after].next
     r[j].previous = after
     r[j].next = before
@@ -35,10 +31,34 @@ def push(s, r, j):
         s.queue_tail = j
     else:
         r[before].previous = j
+    for q in range(s.window.shape[0] - 1, slot, -1):
+        s.window[q] = s.window[q - 1]
+    if slot < s.window.shape[0]:
+        s.window[slot] = j
     r[j].phase = QUEUED
     s.queue_length += 1
     s.model_queued[r[j].model] += 1
     s.model_queued_weight[r[j].model] += r[j].weight
+
+
+@compiled
+def slot_for(s, j):
+    """The window's slot for request j; the number of slots: it is beyond the window."""
+    slot = 0
+    while slot < s.window.shape[0] and 0 <= s.window[slot] < j:
+        slot += 1
+    return slot
+
+
+@compiled
+def before_slot(s, r, j, slot):
+    """The waiting request that comes before j, which belongs into `slot`; -1: none."""
+    if slot < s.window.shape[0] or s.queue_tail < j:
+        return s.queue_tail if s.queue_tail < j else (s.window[slot - 1] if slot > 0 else -1)
+    after = s.window[slot - 1]
+    while r[after].next < j:  # the tail comes after j
+        after = r[after].next
+    return after
 
 
 @compiled
@@ -53,6 +73,7 @@ def remove(s, r, j):
         s.queue_tail = before
     else:
         r[after].previous = before
+    leave_window(s, r, j, after)
     r[j].previous = -1
     r[j].next = -1
     for q in range(s.encoded_window.shape[0]):
@@ -64,12 +85,21 @@ def remove(s, r, j):
 
 
 @compiled
-def fill_window(s, r):
-    scan = s.queue_head
-    for q in range(s.window.shape[0]):
-        s.window[q] = scan
-        if scan >= 0:
-            scan = r[scan].next
+def leave_window(s, r, j, after):
+    """Close the gap request j leaves; `after` came next."""
+    slots = s.window.shape[0]
+    last = s.window[slots - 1]
+    if j > last >= 0:
+        return
+    at = 0
+    while s.window[at] != j:
+        at += 1
+    for q in range(at, slots - 1):
+        s.window[q] = s.window[q + 1]
+    if last == j:
+        s.window[slots - 1] = after
+    elif last >= 0:
+        s.window[slots - 1] = r[last].next
 
 
 @compiled
