@@ -30,7 +30,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_code_configuration_and_profiles_under_one_root(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert all(name.startswith(("mmsched_env/", "mmsched_env-")) for name in names)
-    shipped = ("agents", "baselines", "calibration", "conf", "mmsched_env")
+    shipped = ("agents", "baselines", "benchmarks", "calibration", "conf", "mmsched_env")
     for folder in shipped:
         for path in (ROOT / folder).rglob("*"):
             if path.suffix in (".py", ".yaml", ".csv") and "__pycache__" not in path.parts:

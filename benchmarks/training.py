@@ -1,0 +1,92 @@
+"""Training frames per second: our settings, SB3's defaults, and where the time goes.
+
+`sb3 default` is `MaskablePPO` with sb3-contrib's own values (batch 64, 10 epochs, its flat MLP) over our environments.
+`sb3 tuned` is the fastest setting found without code of ours in the learner: large batches, few epochs, one thread.
+`ours` is `mmsched train`'s default policy and settings. All on the same number of environments and rollout size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from sb3_contrib import MaskablePPO
+
+from mmsched_env.agents.config import AgentConfig, TrainConfig
+from mmsched_env.agents.sb3_vec_env import ServingSB3VecEnv
+from mmsched_env.agents.train import make_model, make_venv
+from mmsched_env.config import EnvConfig
+
+NUM_ENVS = 64
+ROLLOUT = 8192
+"""frames of an update"""
+
+
+class Shares:
+    """Seconds spent in calls of methods, by name: wrapped on the instance, so the classes stay as they are."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def watch(self, name: str, owner: Any, method: str) -> None:
+        """Add up the seconds of ``owner.method`` under `name`."""
+        inner: Callable[..., Any] = getattr(owner, method)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            begun = time.perf_counter()
+            try:
+                return inner(*args, **kwargs)
+            finally:
+                self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
+
+        setattr(owner, method, timed)
+
+
+def default_sb3(config: EnvConfig, **settings: Any) -> tuple[MaskablePPO, ServingSB3VecEnv]:
+    """sb3-contrib's policy and settings over our environments."""
+    serving = ServingSB3VecEnv(NUM_ENVS, config)
+    return MaskablePPO(
+        "MultiInputPolicy", serving, n_steps=ROLLOUT // NUM_ENVS, seed=0, device="cpu", **settings
+    ), serving
+
+
+def ours(config: EnvConfig) -> tuple[MaskablePPO, ServingSB3VecEnv]:
+    """`mmsched train`'s policy and settings."""
+    agent = dataclasses.replace(AgentConfig(), n_steps=ROLLOUT // NUM_ENVS)
+    train = TrainConfig(env=config, agent=agent, num_envs=NUM_ENVS)
+    venv, serving = make_venv(train)
+    return make_model(train, venv, serving), serving
+
+
+def measure(config: EnvConfig, updates: int = 2) -> dict[str, float]:
+    """Frames per second of `updates` updates after one for warming up, and shares of their time."""
+    torch.set_num_threads(1)
+    makers: dict[str, Callable[[], tuple[MaskablePPO, ServingSB3VecEnv]]] = {
+        "ours": lambda: ours(config),
+        "sb3 tuned": lambda: default_sb3(config, batch_size=2048, n_epochs=3),
+        "sb3 default": lambda: default_sb3(config),
+    }
+    out: dict[str, float] = {}
+    for name, make in makers.items():
+        model, serving = make()
+        model.learn(ROLLOUT)
+        shares = Shares()
+        shares.watch("environment", serving, "step_wait")
+        shares.watch("masks", serving, "env_method")
+        shares.watch("policy", model.policy, "forward")
+        shares.watch("buffer", model.rollout_buffer, "add")
+        shares.watch("update", model, "train")
+        begun, used = time.perf_counter(), time.process_time()
+        model.learn(updates * ROLLOUT, reset_num_timesteps=False)
+        wall, cpu = time.perf_counter() - begun, time.process_time() - used
+        out[f"{name}: frames/s"] = updates * ROLLOUT / wall
+        out[f"{name}: frames/s of processor time"] = updates * ROLLOUT / cpu
+        for part, seconds in shares.seconds.items():
+            out[f"{name}: {part}, share of time"] = seconds / wall
+    for other in ("sb3 tuned", "sb3 default"):
+        ratio = out["ours: frames/s of processor time"] / out[f"{other}: frames/s of processor time"]
+        out[f"ours over {other}"] = ratio
+    return out

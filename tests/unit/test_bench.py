@@ -1,0 +1,65 @@
+"""The benchmark's parts run, and the regression check by ratio holds."""
+
+from __future__ import annotations
+
+import pytest
+
+from mmsched_env.benchmarks.__main__ import PARTS, measure
+from mmsched_env.benchmarks.environment import RandomActions, kernel_task, on_gpus
+from mmsched_env.benchmarks.machine import machine
+from mmsched_env.benchmarks.timing import Rate, Stopwatch, rates
+from mmsched_env.config import EnvConfig
+from mmsched_env.core import Simulation
+from mmsched_env.errors import ConfigError
+
+
+def test_ratios_hold() -> None:
+    figures = measure("ratios", EnvConfig(), 3)
+    assert figures["holds"] == 1.0, figures
+
+
+def test_every_figure_is_a_positive_number() -> None:
+    figures = measure("memory", EnvConfig(), 1)
+    assert all(value > 0 for value in figures.values())
+    assert machine()["packages"]["numba"]
+
+
+def test_rates_are_of_the_time_on_the_clock() -> None:
+    def task(watch: Stopwatch) -> int:
+        total = 0
+        with watch:
+            for i in range(200_000):
+                total += i
+        for i in range(400_000):  # off the clock
+            total += i
+        return 200_000
+
+    whole = rates({"a": task}, 3)["a"]
+    assert isinstance(whole, Rate)
+    watch = Stopwatch()
+    task(watch)
+    assert whole.fastest * watch.wall_s < 3 * 200_000
+
+
+def test_random_actions_are_legal() -> None:
+    simulation, random = Simulation(EnvConfig(), 2), RandomActions(2)
+    for env in range(2):
+        simulation.reset(env, EnvConfig().workload.sample(env, EnvConfig().models.names))
+    for _ in range(50):
+        mask = simulation.current.mask
+        actions = random.draw(mask)
+        assert mask[[0, 1], actions].all()
+        assert not simulation.step(actions)["illegal"].any()
+
+
+def test_more_gpus_of_the_same_kinds() -> None:
+    wide = on_gpus(EnvConfig(), 8)
+    assert wide.cluster.gpus == 2 * EnvConfig().cluster.gpus and wide.cluster.gpu_hosts == (0, 0, 1, 1, 2, 2, 3, 3)
+    assert wide.limits.gpus == 8 and wide.limits.hosts == len(wide.cluster.hosts) == 4
+
+
+def test_a_wrong_part_is_named() -> None:
+    with pytest.raises(ConfigError, match="part of the benchmark"):
+        measure("speed", EnvConfig(), 1)
+    assert set(PARTS) >= {"environment", "ratios"}
+    assert callable(kernel_task)
