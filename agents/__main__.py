@@ -28,7 +28,8 @@ def run(config: DictConfig) -> None:
     result = train(build(TrainConfig, own | {"env": env, "run_dir": hydra_app.output_folder()}))
     if not result.stopped:
         print(f"trained {result.num_steps:,} steps: {result.checkpoint}")
-    raise SystemExit(130 if result.stopped else 0)
+    if result.stopped:
+        raise SystemExit(130)
 
 
 def main(arguments: Sequence[str]) -> None:
