@@ -33,6 +33,7 @@ class RulePolicy:
         self._shapes = {block: (1, *block_shape(block, d)) for block in BLOCKS}
         self._action = np.zeros(1, np.int64)
         self.memory = new_memory(d, 1, seed)
+        self._address: Any = None
 
     def act(self, observation: Mapping[str, NDArray[Any]], mask: NDArray[Any]) -> int:
         """The rule's action."""
@@ -57,9 +58,10 @@ class RulePolicy:
         view = _view([current.records[block] for block in BLOCKS], current.mask, memory)
         actions = np.zeros(simulation.num_envs, np.int64)
         decisions = np.zeros(len(memory), np.int64)
-        rule = by_address(type(self).rule, (view, self.knobs, actions))
+        if self._address is None:
+            self._address = by_address(type(self).rule, (view, self.knobs, actions))
         world = simulation.step_arguments(actions)
-        play_batch(rule, simulation.step_address, limit, self.knobs, view, rewards, decisions, *world)
+        play_batch(self._address, simulation.step_address, limit, self.knobs, view, rewards, decisions, *world)
         simulation.check_progress()
         return decisions
 

@@ -23,20 +23,22 @@ def _play_batch(  # type: ignore[no-untyped-def]
     logs,
     actions,
     outcomes,
+    image,
+    before,
+    after,
+    written,
     queue,
     instances,
     gpus,
     models,
     pairs,
     whole,
-    image,
-    flat,
     mask,
 ):
     """Let a rule decide for every environment until its episode ends, `limit` times at most.
 
     `decide` is the rule and `step` the kernel's step_batch, both called by address: they are compiled once, by themselves.
-    Adds up the `rewards` (N,) and the number of `decisions` (N,). `view` is what the kernel writes: flat and mask.
+    Adds up the `rewards` (N,) and the number of `decisions` (N,). `view` is what the kernel writes.
     """
     for e in range(view.memory.shape[0]):
         one = slice(e, e + 1)
@@ -63,14 +65,16 @@ def _play_batch(  # type: ignore[no-untyped-def]
                 logs[one],
                 actions[one],
                 outcomes[one],
+                image[one],
+                before[one],
+                after[one],
+                written[one],
                 queue[one],
                 instances[one],
                 gpus[one],
                 models[one],
                 pairs[one],
                 whole[one],
-                image[one],
-                flat[one],
                 mask[one],
             )
             rewards[e] += outcomes[e].reward
