@@ -129,11 +129,14 @@ def _mean_busy_s(ready_s: FloatArray, seconds: FloatArray, weight: FloatArray) -
             heapq.heappush(waiting, (-weight[j] / seconds[j], j))
             j += 1
         first = waiting[0][1]
-        end = min(now + rest[first], float(ready_s[j]) if j < len(rest) else np.inf)
-        busy[first] += (end - now) * (end + now) / 2
-        rest[first] -= end - now
-        if rest[first] <= 1e-12 * seconds[first]:
+        until = float(ready_s[j]) if j < len(rest) else np.inf
+        if now + rest[first] <= until:
             heapq.heappop(waiting)
+            end = now + rest[first]
+        else:
+            end = until
+            rest[first] -= until - now
+        busy[first] += (end - now) * (end + now) / 2
         now = end
     return busy / seconds
 

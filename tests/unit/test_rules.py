@@ -354,3 +354,31 @@ def test_models_do_not_put_each_other_out_for_ever(name: str) -> None:
     settings |= {"mlfq": {"quantum_s": 0.5}, "composite": {"factor": 1.0, "max_wait_s": 20.0}}
     records, _, _ = play({"name": name, **settings[name]}, config(PAIR), requests(PAIR, rows))
     assert (records["finish_s"] > 0).all()
+
+
+def test_srpt_does_not_put_two_requests_off_for_each_other() -> None:
+    """With ageing the one put off comes first again at once: it would be let in and put off without end."""
+    env = config(PAIR, limits={"batch": 1})
+    rows = [{"at": 0.0, "model": MIDDLE, "output": 2000}] + [
+        {"at": 5.0 + i, "model": MIDDLE, "output": 1500} for i in range(3)
+    ]
+    records, _, _ = play({"name": "srpt", "factor": 1.0, "ageing": 1.0}, env, requests(PAIR, rows))
+    assert records["num_preemptions"].sum() < 20
+
+
+def test_composite_unloads_an_idle_model_that_keeps_a_batch_small() -> None:
+    """Beside the small model the large one has memory for the KV cache of one request, without it for three."""
+    models = (SMALL, LARGE)
+    rows = [{"at": 0.0, "model": SMALL, "output": 5}] + [{"at": 30.0, "model": LARGE, "output": 400}] * 3
+    done = {name: play(name, config(models), requests(models, rows))[0]["finish_s"] for name in ("mect", "composite")}
+    assert done["composite"][1:].max() < 0.7 * done["mect"][1:].max()
+
+
+def test_composite_spares_the_requests_of_a_busy_gpu() -> None:
+    """Half of the quick GPU is as quick as the slow one, but eight requests would be slowed there."""
+    models, gpus = (MIDDLE, THIRD), ("rtx-4090-24gb", "rtx-5060-ti-16gb")
+    rows = [{"at": 0.0, "model": MIDDLE, "output": 2000}] * 8 + [{"at": 30.0, "model": THIRD, "output": 300}]
+    env, trace = config(models, gpus), requests(models, rows)
+    slots = env.limits.slots
+    places = [play({"name": "composite", "harm": harm}, env, trace)[0]["instance"][-1] // slots for harm in (0.0, 1.0)]
+    assert places == [0, 1]
