@@ -143,7 +143,9 @@ def _mean_busy_s(ready_s: FloatArray, seconds: FloatArray, weight: FloatArray) -
 
 def _least(parts: list[_Part], model: NDArray[np.integer], costs: list[FloatArray]) -> FloatArray:
     """[R] summed cost of the parts of each request, each at the place [M, G, K] where it costs least."""
-    return np.sum([part.amount * cost.min(axis=(1, 2))[model] for part, cost in zip(parts, costs, strict=True)], axis=0)
+    least = [part.amount * cost.min(axis=(1, 2))[model] for part, cost in zip(parts, costs, strict=True)]
+    total: FloatArray = np.sum(least, axis=0)
+    return total
 
 
 def _first_service_s(tables: CostTables, trace: RequestTrace) -> FloatArray:
@@ -153,7 +155,8 @@ def _first_service_s(tables: CostTables, trace: RequestTrace) -> FloatArray:
     load = np.where(_fits(tables), (tables.init_s + disk)[:, :, None] + link, np.inf).min(axis=(1, 2))
     first = np.full(len(load), np.inf)
     np.minimum.at(first, trace.model, trace.arrival_s)
-    return first + load
+    ready: FloatArray = first + load
+    return ready
 
 
 def _fits(tables: CostTables) -> NDArray[np.bool_]:

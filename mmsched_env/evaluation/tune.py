@@ -100,12 +100,12 @@ class KeepBest(Callback):
         name = str(config.hydra.runtime.choices.policy)
         best = {key.removeprefix("policy."): _rounded(value) for key, value in found.best_params.items()}
         others = range(config.traces, config.traces + config.other_traces)
-        value = score({"name": name, **best}, config.family.scenarios, others)
+        value = round(score({"name": name, **best}, config.family.scenarios, others), 4)
         path = Path(config.out) / f"{config.family.name}.yaml"
         known = yaml.safe_load(path.read_text()) if path.is_file() else {}
         known[name] = {
             "settings": best if value < 1 else {},
-            "score": {"search": round(float(found.best_value), 4), "other_traces": round(value, 4)},
+            "score": {"search": round(float(found.best_value), 4), "other_traces": value},
             "command": f"{sys.argv[0]} {shlex.join(sys.argv[1:])}",
         }
         write_text(path, yaml.safe_dump(known, sort_keys=True, width=120))

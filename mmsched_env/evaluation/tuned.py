@@ -31,8 +31,8 @@ def tuned_entry(entry: str | Mapping[str, Any], scenario: str) -> dict[str, Any]
     settings = _settings(_family_of(re.sub(r"-v\d+$", "", scenario)))
     name = str(given.get("name"))
     if name in LOOK_AHEAD:
-        base = str(given.get("base", LOOK_AHEAD[name]))
-        return {**given, "base_settings": {**settings.get(base, {}), **given.get("base_settings", {})}}
+        base = settings.get(str(given.get("base", LOOK_AHEAD[name])), {})
+        return given | {"base_settings": base | dict(given.get("base_settings", {}))}
     return {"name": name, **settings.get(name, {}), **given}
 
 
