@@ -297,8 +297,8 @@ def usage() -> str:
 
 
 def header_of(config: MeasureConfig, backend: Backend) -> dict[str, Any]:
-    """What a run that goes on must agree with."""
-    same = ("backend", "preset", "models", "seats", "context", "ubatch", "cold", "dtype", "seed", "url")
+    """What a run that goes on must agree with; it may add models."""
+    same = ("backend", "preset", "seats", "context", "ubatch", "cold", "dtype", "seed", "url")
     return {
         "settings": {key: getattr(config, key) for key in same} | {"cores": config.device_cores},
         "machine": machine.description()

@@ -65,9 +65,12 @@ class Maker:
 
 NO_TOKENIZER = Maker("assumed", "weights alone were loaded, no engine started")(0.0, "s")
 
-ONE_MODEL = Maker("assumed", "one model alone was measured; own measurement, llama.cpp on an AMD EPYC Zen 4")(
+FEW_MODELS = Maker("assumed", "fewer than three models were measured; own measurement, llama.cpp on an AMD EPYC Zen 4")(
     VOCAB_S, "s"
 )
+
+
+SMALL_START = Maker("assumed", "too few models to tell it from the rest")(1e-3, "s")
 
 
 @dataclass(frozen=True)
@@ -246,20 +249,25 @@ def compute_rates(prefill: Fit, models: Sequence[ModelProfile]) -> tuple[dict[st
 
 
 def fit_load(found: Sequence[Figures]) -> Fit:
-    """Of whole models from memory: the tokenizer per vocabulary entry, then bytes. mmap has no such law: it defers."""
+    """Of whole models from memory: a start, the tokenizer per vocabulary entry, bytes. mmap has no such law: it defers.
+
+    Few models cannot tell all three apart: of one there are bytes alone, of two a start too, the tokenizer's share being known from
+    elsewhere; three have none of the start's, whose share is the smallest.
+    """
     loads = [
         (one, model)
         for one, model in _of(found, "load")
         if one.point.tier != "disk" and one.point.mode in ("read", "pageable") and one.point.n_gpu_layers == ALL
     ]
     engine = any(one.point.mode == "read" for one, _ in loads)  # which has a tokenizer
-    alone = len({(m.architecture.vocab, one.size_bytes) for one, m in loads}) < 2
+    models = len({(m.architecture.vocab, one.size_bytes) for one, m in loads})
     observations = []
     for one, model in loads:
-        known = min(VOCAB_S * model.architecture.vocab, one.seconds / 2) if alone and engine else 0.0
-        terms = {"load": float(one.size_bytes)} | (
-            {} if alone or not engine else {"vocab_s": float(model.architecture.vocab)}
-        )
+        vocab = float(model.architecture.vocab)
+        known = min(VOCAB_S * vocab, one.seconds / 2) if models < 3 and engine else 0.0
+        terms = {"load": float(one.size_bytes)}
+        terms |= {"vocab_s": vocab} if engine and models >= 3 else {}
+        terms |= {"start": 1.0} if engine and (models == 2 or models > 3) else {}
         observations.append(Observation(terms, one.seconds - known, model.name))
     return fit(observations)
 
@@ -363,7 +371,7 @@ def make(device: Device, found: Sequence[Figures], source: str) -> tuple[GpuProf
         restore=fitted(_rate(caches, "restore"), "B/s", caches.spreads.get("restore")),
         save=fitted(_rate(caches, "save"), "B/s", caches.spreads.get("save")),
         copy_s=fitted(max(caches.values.get("fixed", 0.0), 1e-6), "s", caches.spreads.get("fixed")),
-        start_s=assumed(1e-3, "s"),
+        start_s=fitted(load.values["start"], "s", load.spreads["start"]) if "start" in load.values else SMALL_START,
         vocab_s=_tokenizer(found, load, fitted),
         load=fitted(_rate(load, "load"), "B/s", load.spreads.get("load")),
         unload_s=fitted(max(unload.values.get("fixed", 0.0), 1e-4), "s", unload.spreads.get("fixed")),
@@ -377,7 +385,7 @@ def make(device: Device, found: Sequence[Figures], source: str) -> tuple[GpuProf
 def _tokenizer(found: Sequence[Figures], load: Fit, fitted: Maker) -> Number:
     if "vocab_s" in load.values:
         return fitted(load.values["vocab_s"], "s", load.spreads["vocab_s"])
-    return ONE_MODEL if any(one.point.mode == "read" for one in found) else NO_TOKENIZER
+    return FEW_MODELS if any(one.point.mode == "read" for one in found) else NO_TOKENIZER
 
 
 def _host(device: Device, found: Sequence[Figures], decode: Fit, fitted: Maker, gpu: GpuProfile) -> HostProfile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ pytest.importorskip("gguf")
 
 from mmsched_env.calibration.measure.points import Point
 from mmsched_env.calibration.measure.rows import Figures
-from mmsched_env.calibration.replay import compare, moves
+from mmsched_env.calibration.replay import command, compare, moves
+from mmsched_env.calibration.replay.command import ReplayConfig
 from mmsched_env.calibration.replay.mirror import Mirror, simulation_with
 from mmsched_env.calibration.replay.real import Outcome
 from mmsched_env.calibration.replay.retime import retime, simulate
@@ -178,6 +180,54 @@ def test_bands_take_the_larger_of_five_percent_and_two_deviations() -> None:
     assert not dataclasses.replace(band, simulated=106.0).met
     assert dataclasses.replace(band, deviation=0.04, simulated=107.0).met
     assert not dataclasses.replace(band, deviation=None, simulated=94.0).met
+
+
+def test_policies_are_told_apart_by_two_standard_errors() -> None:
+    runs = {"a": [100.0, 102.0], "b": [101.0, 103.0], "c": [150.0]}
+    assert compare.told_apart(runs) == [("a", "c"), ("b", "c")]
+    assert compare.told_apart({"a": [100.0], "b": [150.0]}) is None  # nothing is known of a run's spread
+
+
+def test_policies_take_turns() -> None:
+    config = ReplayConfig("steady", policies=("mect", "fcfs"), repeats=3, others=2)
+    assert config.runs == [("mect", 0), ("fcfs", 0), ("mect", 1), ("fcfs", 1), ("mect", 2)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["scenario=none"], "unknown scenario 'none'"),
+        (["policies=[best]"], "unknown policy 'best'"),
+        (["repeats=0"], "repeats is 0; accepted: a whole number >= 1"),
+        (["cores=[9999]"], r"cores is \[9999\]; accepted: of"),
+    ],
+)
+def test_settings_that_cannot_be_used(settings: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        command.main([*settings, f"out={tmp_path / 'out'}"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_loads_beside_decoding_take_the_measured_share_of_the_device() -> None:
+    """A CPU's loads take turns with decoding: as much longer as was measured, in simulation too."""
+    scenario = SCENARIOS["swap-thrash"]
+    config, _, trace = setting("swap-thrash")
+    base = build_tables(config.cluster, config.models, config.limits.levels, config.limits.batch)
+    alone = figures(scenario, base)
+    beside = [
+        dataclasses.replace(
+            one, point=dataclasses.replace(one.point, operation="load_beside_decode"), seconds=1.9 * one.seconds
+        )
+        for one in alone
+        if (one.point.operation, one.point.tier) == ("load", "page_cache")
+    ]
+    loads = []
+    for found in (alone, alone + beside):
+        tables = measured_tables(base, scenario.models, found, int(scenario.memory_gb * 1e9))
+        outcome = simulate(simulation_with(config, tables), make_policy("fcfs")[1], trace, 0)
+        loads.append(compare.figures_of(outcome)["load_s"] / outcome.summary["loads"])
+    assert tables.operation_share[0] == pytest.approx(0.9)
+    assert 1.05 * loads[0] < loads[1] < 1.9 * loads[0]
 
 
 def test_ranking_orders_by_each_side() -> None:
