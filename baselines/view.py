@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numba
+from mmsched_env.sim.jit import compiled
 
 
 class View(NamedTuple):
@@ -26,7 +26,7 @@ class View(NamedTuple):
 
 def part(function: Callable[..., Any]) -> Any:
     """Compile a piece that rules share."""
-    return numba.njit(error_model="numpy")(function)
+    return compiled(function)
 
 
 @part
