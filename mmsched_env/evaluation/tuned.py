@@ -27,7 +27,7 @@ def tuned_entry(entry: str | Mapping[str, Any], scenario: str) -> dict[str, Any]
     ConfigError
         The scenario belongs to no family.
     """
-    given = dict(entry) if isinstance(entry, Mapping) else {"name": entry}
+    given: dict[str, Any] = {"name": entry} if isinstance(entry, str) else dict(entry)
     settings = _settings(_family_of(re.sub(r"-v\d+$", "", scenario)))
     name = str(given.get("name"))
     if name in LOOK_AHEAD:
