@@ -122,13 +122,20 @@ def page(runs: Sequence[dict[str, Any]], reference: str) -> str:
 
 
 def _facts(runs: Sequence[dict[str, Any]]) -> list[str]:
-    lines = []
+    """Of each run: command, version, time, machine, and which policies have other settings than conf/policy says."""
+    parts = []
     for run in runs:
         version = f"{run['revision']['mmsched_env']} at {(run['revision']['git'] or 'no checkout')[:12]}"
-        lines.append(
-            f"```\n{run['command']}\n```\n\nVersion {version}; {run['processor_s']:.0f} s of processor time in the episodes; {run['machine']}."
+        entries = [one["entries"].items() for one in run["scenarios"].values()]
+        changed = sorted(
+            {label for part in entries for label, entry in part if not isinstance(entry, str) and len(entry) > 1}
         )
-    return lines
+        parts.append(
+            f"```\n{run['command']}\n```\n\nVersion {version}; {run['processor_s']:.0f} s of processor time in the episodes; "
+            f"{run['machine']}. Settings other than those of conf/policy (tuned ones: conf/tuned_for), in some scenario at least: "
+            f"{', '.join(changed) or 'none'}."
+        )
+    return parts
 
 
 def _over_all(table: dict[str, dict[str, Row]], reference: str) -> str:

@@ -27,6 +27,7 @@ def part(**policies: list[float]) -> dict[str, Any]:
     return {
         "mean": dict.fromkeys(policies),
         "per_episode": figures,
+        "entries": {name: {"name": name} | ({"knob": 1} if name == "slow" else {}) for name in policies},
         "lower_bound_ms": [5e3] * count,
         "decision_us": {name: {"p50": 20.0, "p99": 40.0} for name in policies},
     }
@@ -60,7 +61,7 @@ def test_p_values_are_corrected_for_the_number_of_scenarios() -> None:
 
 def test_the_page_names_commands_and_every_policy() -> None:
     text = page([RULES], "composite")
-    assert "mmsched evaluate ..." in text and "a machine" in text
+    assert "mmsched evaluate ..." in text and "a machine" in text and "in some scenario at least: slow." in text
     assert "| slow | 1.414 |" in text, "the geometric mean of 2 and 1"
     assert text.count("| slow |") == 3 and text.count("\n## ") == 3
 
