@@ -370,7 +370,7 @@ def test_composite_unloads_an_idle_model_that_keeps_a_batch_small() -> None:
     rows = [{"at": 0.0, "model": SMALL, "output": 5}] + [{"at": 30.0, "model": LARGE, "output": 400}] * 3
     env, trace = config(models), requests(models, rows)
     mect, composite = (play(name, env, trace)[0] for name in ("mect", "composite"))
-    assert mect["dispatch_s"][3] > mect["finish_s"][1]
+    assert mect["dispatch_s"][3] >= mect["finish_s"][1]
     assert composite["dispatch_s"][3] < composite["finish_s"][1:].min()
     assert composite["finish_s"][3] < mect["finish_s"][3] - 5
 
