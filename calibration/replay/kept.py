@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +60,7 @@ def read(path: Path) -> Outcome:
                 arrays[name] for name in ("records", "log", "decisions", "operations")
             )
             summary = json.loads(str(arrays["summary"]))
-    except (OSError, ValueError, KeyError):
+    except (OSError, EOFError, BadZipFile, ValueError, KeyError):
         raise ConfigError(f"{path}: is no run; accepted: a file that calibrate replay wrote") from None
     return Outcome(records, log, summary, _decisions(decisions, log), [Operation(*row) for row in operations.tolist()])
 
