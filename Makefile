@@ -12,11 +12,12 @@ demo: $(INSTALLED)
 	$(BIN)/python -m mmsched_env train experiment=demo out=runs/demo/train
 	$(BIN)/python -m mmsched_env evaluate "policies=[fcfs,random,least_loaded,mect,preemptive,runs/demo/train/latest.zip]" out=runs/demo/evaluate
 
+# a file is one worker's, as its tests share what they make; slow tests measure or take minutes: one after the other
 test: $(INSTALLED) lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
-test-all: $(INSTALLED) lint
-	$(BIN)/python -m pytest
+test-all: test
+	$(BIN)/python -m pytest -m slow
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
