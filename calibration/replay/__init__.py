@@ -5,6 +5,7 @@ moves.py      the simulator's state moved on by what really happened, compiled
 mirror.py     a `Simulation` kept so: the observation, the mask and the event log of the real system
 real.py       servers, streams of tokens, loads, unloads, saves and restores, driven by a policy
 timings.py    measured figures to the cost tables of these very models
+intents.py    what real decisions were meant to do, in a simulation at another token
 retime.py     the simulator made to take the decisions of a real run
 compare.py    errors, and the real runs' own spread beside them
 plots.py      scatter and timelines

@@ -39,7 +39,7 @@ def report(replay: Replay, real: Mapping[str, Sequence[Outcome]], where: str, ou
     """The three levels, the ranking, and the pictures. `where`: the machine, one line."""
     first = next(iter(real))
     free = {p: simulate(_simulation(replay), make_policy(p)[1], replay.trace, replay.seed) for p in real}
-    forced = [retime(_simulation(replay), one.decisions, replay.trace, replay.seed) for one in real[first]]
+    forced = [retime(_simulation(replay), one, replay.trace, replay.seed) for one in real[first]]
     for name, draw in (("scatter", plots.scatter), ("timelines", plots.timelines)):
         draw(out / f"{name}.png", real[first][0], forced[0][0], free[first], replay.scenario.models)
     runs = f"{len(real[first])} real run{'s' if len(real[first]) > 1 else ''}"
@@ -82,7 +82,7 @@ def retimed_table(real: Sequence[Outcome], forced: Sequence[tuple[Outcome, int]]
     """Level 2: the real decisions, re-timed."""
     lines = ["## The real decisions, re-timed by the simulator", ""]
     lines += [
-        "| run | busy | loading | E2E a request: median | p90 | decisions that could not be taken |",
+        "| run | busy | loading | E2E a request: median | p90 | decisions that had lost their meaning |",
         "|---|---|---|---|---|---|",
     ]
     for number, (one, (other, missed)) in enumerate(zip(real, forced, strict=True)):

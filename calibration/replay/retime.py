@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from mmsched_env import metrics
-from mmsched_env.action import Kind
 from mmsched_env.core import Simulation
 from mmsched_env.errors import MmschedError
 from mmsched_env.policy import Policy
-from mmsched_env.sim.state import SCOPE_INSTANCE
 from mmsched_env.workload.trace import RequestTrace
 
+from .intents import Intents
 from .mirror import Decision, Log, decision_of
 from .real import Outcome
 
@@ -38,51 +35,27 @@ def simulate(simulation: Simulation, policy: Policy, trace: RequestTrace, seed: 
             return _outcome(simulation, decisions)
 
 
-def retime(
-    simulation: Simulation, decisions: Sequence[Decision], trace: RequestTrace, seed: int
-) -> tuple[Outcome, int]:
-    """The same decisions in the same order, each as soon as all has happened that had happened before it.
+def retime(simulation: Simulation, real: Outcome, trace: RequestTrace, seed: int) -> tuple[Outcome, int]:
+    """The decisions of a real run in the same order, each once nothing is under way that was over when it was taken.
 
     Returns
     -------
     Outcome, int
-        And how many decisions could not be taken: they were not legal when nothing else was left to wait for.
+        And how many decisions had lost their meaning: the request to be dispatched was on an instance or had finished, the
+        one to be put off had finished, the instance was gone.
     """
     simulation.reset(0, trace, seed)
-    log, left, dropped = Log(), list(decisions), 0
-    taken: list[Decision] = []
+    rest = Intents(simulation, real)
     while True:
-        action = 0
-        if left and left[0].after <= log.read(simulation.event_log(0)):
-            action = index_of(simulation, left[0])
         mask = simulation.current.mask[0]
-        if action == 0 and not mask[0]:  # nothing to wait for: the decisions that hold it up cannot come true any more
-            action = next((a for a in (index_of(simulation, d) for d in left) if a), int(np.flatnonzero(mask)[0]))
+        action = rest.next_action()
+        if action == 0 and not mask[0]:  # nothing to wait for: what holds the rest up cannot come true any more
+            action = rest.next_action(hopeless=True) or int(np.flatnonzero(mask)[0])
         if action:
-            one = decision_of(simulation, action, frozenset())
-            taken.append(one)
-            matched = next((i for i, d in enumerate(left) if d.what == one.what), None)
-            if matched is not None:
-                dropped += matched
-                del left[: matched + 1]
+            rest.taken.append(decision_of(simulation, action, frozenset()))
         if _step(simulation, action):
-            return _outcome(simulation, taken), dropped + len(left)
-
-
-def index_of(simulation: Simulation, decision: Decision) -> int:
-    """The legal action that a decision is now; 0: none."""
-    layout, state = simulation.layout, simulation.state[0]
-    if decision.kind == Kind.DISPATCH:
-        slots = np.flatnonzero(state["window"] == decision.request)
-        if not len(slots):
-            return 0
-        index = layout.dispatch(int(slots[0]), decision.gpu, decision.level)
-    else:
-        instance = int(state["inst_at"][decision.gpu, decision.model])
-        if instance < 0:
-            return 0
-        index = layout.preempt(instance, whole_instance=decision.scope == SCOPE_INSTANCE)
-    return index if simulation.current.mask[0][index] else 0
+            return _outcome(simulation, rest.taken), rest.meaningless + len(rest.left)
+        rest.look_for_victims()
 
 
 def _step(simulation: Simulation, action: int) -> bool:

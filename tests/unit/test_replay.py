@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 pytest.importorskip("gguf")
 
+from mmsched_env.action import Kind
 from mmsched_env.calibration.measure.points import Point
 from mmsched_env.calibration.measure.rows import Figures
 from mmsched_env.calibration.replay import command, compare, moves
 from mmsched_env.calibration.replay.command import ReplayConfig
-from mmsched_env.calibration.replay.mirror import Mirror, simulation_with
+from mmsched_env.calibration.replay.mirror import Decision, Mirror, simulation_with
 from mmsched_env.calibration.replay.real import Outcome
 from mmsched_env.calibration.replay.retime import retime, simulate
 from mmsched_env.calibration.replay.scenarios import SCENARIOS, Scenario
@@ -95,12 +95,12 @@ def test_a_figure_that_is_missing_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "policy"), [("steady", "mect"), ("swap-thrash", "fcfs"), ("preemption-heavy", "srpt")]
+    ("name", "policy"), [("steady", "mect"), ("swap-thrash", "fcfs"), ("preemption-heavy", "preemptive")]
 )
 def test_the_simulators_own_decisions_re_timed_are_the_same_episode(name: str, policy: str) -> None:
     config, tables, trace = setting(name)
     free = simulate(simulation_with(config, tables), make_policy(policy)[1], trace, 0)
-    again, missed = retime(simulation_with(config, tables), free.decisions, trace, 0)
+    again, missed = retime(simulation_with(config, tables), free, trace, 0)
     assert missed == 0
     assert [d.what for d in again.decisions] == [d.what for d in free.decisions]
     np.testing.assert_array_equal(again.records["finish_s"], free.records["finish_s"])
@@ -113,12 +113,28 @@ def test_decisions_hold_in_a_system_of_another_speed() -> None:
     config, tables, trace = setting("swap-thrash")
     free = simulate(simulation_with(config, tables), make_policy("fcfs")[1], trace, 0)
     slower = dataclasses.replace(tables, link_in_cap=tables.link_in_cap / 1.2)
-    again, missed = retime(simulation_with(config, slower), free.decisions, trace, 0)
+    again, missed = retime(simulation_with(config, slower), free, trace, 0)
     assert missed == 0
     assert sorted(d.what for d in again.decisions) == sorted(d.what for d in free.decisions)
     assert again.records["finish_s"].sum() > free.records["finish_s"].sum()
     a, b = compare.figures_of(free), compare.figures_of(again)
     assert a["load_s"] < b["load_s"]
+
+
+@pytest.mark.parametrize("rate", [0.97, 1.03])
+def test_preemptions_keep_their_meaning_at_another_token(rate: float) -> None:
+    """A little faster or slower, other requests have the most left or have just finished: nobody may be left waiting for it."""
+    config, tables, trace = setting("preemption-heavy", 60)
+    policy = make_policy({"name": "preemptive", "factor": 1.0})[1]
+    free = simulate(simulation_with(config, tables), policy, trace, 0)
+    assert free.summary["preemptions"] > 10
+    other = dataclasses.replace(tables, gpu_base=tables.gpu_base * rate, gpu_kv=tables.gpu_kv * rate)
+    again, meaningless = retime(simulation_with(config, other), free, trace, 0)
+    assert meaningless < 0.1 * len(free.decisions)
+    error = compare.per_request(free, again)
+    assert error.median < 0.1 and error.p90 < 0.4
+    a, b = compare.figures_of(free), compare.figures_of(again)
+    assert b["busy_s"] / a["busy_s"] == pytest.approx(rate, abs=0.02)
 
 
 def told(mirror: Mirror, outcome: Outcome) -> None:
@@ -150,10 +166,15 @@ def told(mirror: Mirror, outcome: Outcome) -> None:
         assert at >= 0
 
 
-def _index(simulation: Simulation, decision: Any) -> int:
-    from mmsched_env.calibration.replay.retime import index_of
-
-    return index_of(simulation, decision)
+def _index(simulation: Simulation, decision: Decision) -> int:
+    """The legal action that a decision is now; 0: none."""
+    layout, state = simulation.layout, simulation.state[0]
+    if decision.kind == Kind.DISPATCH:
+        slots = np.flatnonzero(state["window"] == decision.request)
+        index = layout.dispatch(int(slots[0]), decision.gpu, decision.level) if len(slots) else 0
+    else:
+        index = layout.preempt(int(state["inst_at"][decision.gpu, decision.model]))
+    return index if simulation.current.mask[0][index] else 0
 
 
 @pytest.mark.parametrize("name", ["steady", "swap-thrash"])
