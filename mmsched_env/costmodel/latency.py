@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .tables import CostTables, FloatArray, IntArray
 
@@ -32,7 +31,7 @@ def unloaded_latency(
     ttft = encode + _prefill(tables, pick, context, ubatch)
     steps = np.maximum(output - 1, 0)[:, None].astype(np.float64)
     e2e = ttft + _decode(tables, pick, context, steps)
-    e2e = np.where(_holds_weights(tables)[model[:, None], gpus, level], e2e, np.inf)
+    e2e = np.where(tables.most_tokens(0.0)[pick] >= 0, e2e, np.inf)
     best = e2e.argmin(axis=1)[:, None]
     first: FloatArray = np.take_along_axis(ttft, best, axis=1)[:, 0]
     last: FloatArray = np.take_along_axis(e2e, best, axis=1)[:, 0]
@@ -69,12 +68,15 @@ def _decode(
     step = tables.iter_const + tables.gpu_base + tables.gpu_head + tables.cpu_base + tables.cpu_head
     where = pick[:2]
     seconds: FloatArray = steps * step[pick]
-    for kv, slopes in ((tables.gpu_kv, tables.depth_gpu), (tables.cpu_kv, tables.depth_cpu)):
-        before = np.zeros(slopes.shape[:2])
-        for d in range(slopes.shape[2]):  # a change of slope counts for the context beyond its knot
-            beyond = _sum_beyond(context + 1, steps, tables.depth_knot[..., d][where])
-            seconds = seconds + kv[pick] * (slopes[..., d] - before)[where] * beyond
-            before = slopes[..., d]
+    gpu_before = cpu_before = np.zeros(tables.depth_gpu.shape[:2])
+    for d in range(tables.depth_knot.shape[2]):  # a change of slope counts for the context beyond its knot
+        knot, gpu_slope, cpu_slope = (x[..., d] for x in (tables.depth_knot, tables.depth_gpu, tables.depth_cpu))
+        if np.isinf(knot).all():
+            break
+        beyond = _sum_beyond(context + 1, steps, knot[where])
+        seconds = seconds + tables.gpu_kv[pick] * (gpu_slope - gpu_before)[where] * beyond
+        seconds = seconds + tables.cpu_kv[pick] * (cpu_slope - cpu_before)[where] * beyond
+        gpu_before, cpu_before = gpu_slope, cpu_slope
     return seconds
 
 
@@ -89,22 +91,8 @@ def _sum_beyond(start: FloatArray, steps: FloatArray, knot: FloatArray) -> Float
 
 def _highest_level(tables: CostTables, model: IntArray, tokens: IntArray) -> IntArray:
     """Highest level [R, G] that holds weights, buffer and `tokens` of KV; else the highest that holds the weights."""
-    kv_gpu = tokens[:, None] * tables.kv_gpu_bytes[model]
-    kv_cpu = tokens[:, None] * tables.kv_cpu_bytes[model]
-    weights_fit = _holds_weights(tables)[model]
-    gpu_room = tables.gpu_bytes[:, None] - (tables.gpu_weight_bytes + tables.buffer_bytes[:, None])[model][:, None, :]
-    host_room = tables.host_bytes[tables.gpu_host][:, None] - tables.cpu_weight_bytes[model][:, None, :]
-    all_fits = weights_fit & (kv_gpu[:, None, :] <= gpu_room) & (kv_cpu[:, None, :] <= host_room)
-    usable = np.where(all_fits.any(axis=2, keepdims=True), all_fits, weights_fit)
-    levels = np.arange(usable.shape[2])
-    highest: IntArray = np.where(usable, levels, 0).max(axis=2)
+    most = tables.most_tokens(0.0)
+    fits = most[model] >= tokens[:, None, None]
+    usable = np.where(fits.any(axis=2, keepdims=True), fits, (most >= 0)[model])
+    highest: IntArray = np.where(usable, np.arange(most.shape[2]), 0).max(axis=2)
     return highest
-
-
-def _holds_weights(tables: CostTables) -> NDArray[np.bool_]:
-    """bool [M, G, K]: room for the weights and the compute buffer."""
-    gpu_need = tables.gpu_weight_bytes + tables.buffer_bytes[:, None]
-    on_gpu = gpu_need[:, None, :] <= tables.gpu_bytes[None, :, None]
-    on_host = tables.cpu_weight_bytes[:, None, :] <= tables.host_bytes[tables.gpu_host][None, :, None]
-    fits: NDArray[np.bool_] = on_gpu & on_host
-    return fits

@@ -6,6 +6,7 @@ Index letters: M models, G GPUs, K offload levels, B batch sizes (column b is ba
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,19 @@ class CostTables:
     interference: FloatArray  # [H] share by which each further GPU that iterates slows iterations of the host
     gpu_host: IntArray  # [G] index of the host
     stream_min_tokens: IntArray  # [G] prompts at least this long are streamed (a very large number: never)
+
+    def most_tokens(self, kv_swap_fraction: float) -> IntArray:
+        """Tokens of KV [M, G, K] that fit beside the weights and the compute buffer; -1: these do not fit themselves.
+
+        `kv_swap_fraction` of the hosts' RAM is kept for saved KV. Every episode asks, so the answer is kept.
+        """
+        if kv_swap_fraction not in self._most_tokens:
+            self._most_tokens[kv_swap_fraction] = _most_tokens(self, kv_swap_fraction)
+        return self._most_tokens[kv_swap_fraction]
+
+    @cached_property
+    def _most_tokens(self) -> dict[float, IntArray]:
+        return {}
 
 
 def build_tables(
@@ -230,13 +244,21 @@ def _require_fit(tables: CostTables, cluster: ClusterConfig, models: ModelsConfi
 
 def fitting_levels(tables: CostTables, kv_swap_fraction: float, kv_tokens: int = 1) -> NDArray[np.bool_]:
     """Which levels hold the weights, the compute buffer and `kv_tokens` tokens of KV: bool [M, G, K]."""
-    gpu_need = tables.gpu_weight_bytes + tables.buffer_bytes[:, None] + kv_tokens * tables.kv_gpu_bytes
-    host_need = tables.cpu_weight_bytes + kv_tokens * tables.kv_cpu_bytes
-    host_room = (1 - kv_swap_fraction) * tables.host_bytes[tables.gpu_host]
-    on_gpu = gpu_need[:, None, :] <= tables.gpu_bytes[None, :, None]
-    on_host = host_need[:, None, :] <= host_room[None, :, None]
-    fits: NDArray[np.bool_] = on_gpu & on_host
+    fits: NDArray[np.bool_] = tables.most_tokens(kv_swap_fraction) >= kv_tokens
     return fits
+
+
+def _most_tokens(tables: CostTables, kv_swap_fraction: float) -> IntArray:
+    host_bytes = np.floor((1 - kv_swap_fraction) * tables.host_bytes[tables.gpu_host]).astype(np.int64)
+    room_on_gpu = tables.gpu_bytes[:, None] - (tables.gpu_weight_bytes + tables.buffer_bytes[:, None])[:, None, :]
+    room_on_host = host_bytes[:, None] - tables.cpu_weight_bytes[:, None, :]
+    on_gpu = _times_in(room_on_gpu, tables.kv_gpu_bytes[:, None, :])
+    return np.minimum(on_gpu, _times_in(room_on_host, tables.kv_cpu_bytes[:, None, :]))
+
+
+def _times_in(room: IntArray, each: IntArray) -> IntArray:
+    """How many of `each` bytes there is room for; -1: not even for none."""
+    return np.where(room < 0, -1, np.where(each > 0, room // np.maximum(each, 1), np.iinfo(np.int64).max))
 
 
 def _ints(values: Any) -> IntArray:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..costmodel.latency import unloaded_latency
-from ..costmodel.tables import CostTables, fitting_levels
+from ..costmodel.tables import CostTables
 from ..errors import TraceError
 from ..workload.trace import RequestTrace
 from .state import REQUEST, Dims, zeros
@@ -64,12 +64,11 @@ def check_servable(trace: RequestTrace, tables: CostTables, kv_swap_fraction: fl
     """
     columns = (trace.prompt_tokens, trace.image_tokens, trace.max_tokens)
     reserved = np.sum([np.asarray(column, np.int64) for column in columns], axis=0)
-    for model in np.unique(trace.model):
-        rows = np.flatnonzero(trace.model == model)
-        row = rows[np.argmax(reserved[rows])]
-        if not fitting_levels(tables, kv_swap_fraction, int(reserved[row]))[model].any():
-            raise TraceError(
-                f"request {row} of model '{trace.model_names[model]}' reserves KV cache for {reserved[row]} tokens "
-                "and fits on no GPU of the cluster at any offload level; accepted: shorter prompts or max_tokens, "
-                "or more memory"
-            )
+    too_long = reserved > tables.most_tokens(kv_swap_fraction).max(axis=(1, 2))[trace.model]
+    if too_long.any():
+        row = int(np.argmax(too_long))
+        raise TraceError(
+            f"request {row} of model '{trace.model_names[trace.model[row]]}' reserves KV cache for {reserved[row]} tokens "
+            "and fits on no GPU of the cluster at any offload level; accepted: shorter prompts or max_tokens, "
+            "or more memory"
+        )

@@ -121,7 +121,9 @@ class RequestTrace:
             raise TraceError(f"{where}: no requests; accepted: at least one")
 
         def column(name: str, default: ArrayLike) -> NDArray[Any]:
-            return _column(name, columns.get(name, default), size, where, first_row)
+            if name not in columns:
+                return np.array(np.broadcast_to(default, (size,)), COLUMNS[name].dtype)
+            return _column(name, columns[name], size, where, first_row)
 
         output = column("output_tokens", 0)
         max_tokens = column("max_tokens", output.max())
@@ -141,7 +143,7 @@ class RequestTrace:
             **{name: column(name, np.nan) for name in ("slo_ttft_s", "slo_e2e_s")},
         }
         trace = cls(**filled, model_names=tuple(model_names), class_names=tuple(class_names), notes=tuple(notes))
-        trace.validate(source, first_row)
+        trace._validate_relations(where, first_row)  # each column by itself has been checked
         return trace
 
     def validate(self, source: str = "", first_row: int = 0) -> None:
@@ -166,6 +168,9 @@ class RequestTrace:
             if values.dtype != column.dtype:
                 raise TraceError(f"{where}: {name} is {values.dtype}; accepted: {np.dtype(column.dtype)}")
             _refuse(column.bad(values), values, name, column.accepted, where, first_row)
+        self._validate_relations(where, first_row)
+
+    def _validate_relations(self, where: str, first_row: int) -> None:
         late = np.append(False, np.diff(self.arrival_s) < 0)
         _refuse(late, self.arrival_s, "arrival_s", "times sorted from early to late", where, first_row)
         _below(self.model, len(self.model_names), "model", "model_names", where, first_row)
