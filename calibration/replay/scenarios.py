@@ -73,9 +73,9 @@ SCENARIOS = {
             "preemption-heavy",
             (SMALL, LARGE),
             0.95,
-            "srpt",
+            "preemptive",
             {
-                "rate_per_s": 0.6,
+                "rate_per_s": 0.45,
                 "prompt": SHORT["prompt"],
                 "output": {"median": 32, "sigma": 0.8, "max": 128},
                 "classes": {"interactive_share": 0.5, "batch_weight": 0.05},
