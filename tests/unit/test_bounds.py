@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -157,3 +159,17 @@ def test_the_relaxation_grows_with_the_load_where_queues_form() -> None:
     for factor, bound in zip((1.0, 1e-3), bounds, strict=True):
         run = run_episode(Simulation(config, 1), make_policy("mect")[1], trace.rescale_time(factor), 0)
         assert bound < run.summary["weighted_mean_e2e_ms"] / 1e3
+
+
+def test_the_table_of_gaps_counts_what_is_proven_and_what_cannot_be() -> None:
+    module = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "distance_to_optimum.py"))
+    names = module["POLICIES"]
+    rows = [
+        {"optimum": 10.0, "nodes": 100, **dict.fromkeys(names, 11.0), "composite": 10.0},
+        {"optimum": 20.0, "nodes": 300, **dict.fromkeys(names, 20.0), "composite": 19.0},
+        {"optimum": float("nan"), "nodes": 5000, **dict.fromkeys(names, 1.0)},
+    ]
+    lines = module["table"](rows).splitlines()
+    assert lines[0] == "2 of 3 optima proven; nodes: median 200, most 300"
+    assert "| fcfs | 5.0 | 5.0 | 10 | 1 | 0 |" in lines
+    assert "| composite | -2.5 | -2.5 | 0 | 1 | 1 |" in lines
