@@ -21,7 +21,8 @@ from mmsched_env.workload.splits import SEEDS
 REPOSITORY = Path(__file__).parents[2]
 SUITE = (
     "steady", "swap-thrash", "head-of-line", "offload-cliff", "interactive-and-batch", "bursty-code", "popularity-drift",
-    "long-context", "unequal-gpus", "rag-pairs", "edge-box", "paper-testbed", "fleet",
+    "long-context",
+    "model-zoo", "unequal-gpus", "rag-pairs", "edge-box", "paper-testbed", "fleet",
 )  # fmt: skip
 
 
