@@ -12,6 +12,28 @@ POLICIES = ("scorer", "mlp")
 
 
 @dataclass(frozen=True)
+class ImitationConfig:
+    """How the policy learns a rule's decisions before it learns to do better."""
+
+    teacher: str | None = "composite"
+    """a rule of conf/policy; none: start from scratch"""
+    steps: int = 600_000
+    """decisions it is shown"""
+    learning_rate: float = 2e-3
+    """at the start; falls linearly to a twentieth"""
+    batch_size: int = 256
+    student_share: float = 0.5
+    """share of the environments in which the policy acts while the rule says what it would do (after a third of the steps)"""
+
+    def __post_init__(self) -> None:
+        _require(self.steps >= 1, "steps", self.steps, "a whole number >= 1", "agent.imitation.")
+        ok = 0 < self.learning_rate < 1
+        _require(ok, "learning_rate", self.learning_rate, "a number in (0, 1)", "agent.imitation.")
+        ok = 0 <= self.student_share <= 1
+        _require(ok, "student_share", self.student_share, "a number in [0, 1]", "agent.imitation.")
+
+
+@dataclass(frozen=True)
 class AgentConfig:
     """Algorithm, network and hyperparameters."""
 
@@ -20,7 +42,8 @@ class AgentConfig:
     """scorer (rates each action with shared weights) or mlp (one vector in, all logits out)"""
     net_arch: tuple[int, ...] = (64,)
     """widths of the hidden layers; a scorer has one width"""
-    learning_rate: float = 1e-3
+    imitation: ImitationConfig = field(default_factory=ImitationConfig)
+    learning_rate: float = 3e-4
     """at the start; falls linearly to a tenth of it"""
     n_steps: int = 128
     """decisions per environment and update"""
@@ -36,9 +59,13 @@ class AgentConfig:
     decision let an agent that stalls live on its own optimistic predictions"""
     gae_lambda: float = 1.0
     """further decay for each decision"""
-    change_cost: float = 2.0
-    """charged in training for each PREEMPT and OFFLOAD, in weight x s. Their true cost, a few milliseconds of everyone's
-    waiting at a time, drowns in the noise of the returns until there are thousands of them"""
+    change_cost: float = 0.0
+    """charged in training for each PREEMPT and OFFLOAD, in weight x s. From scratch 2 helps: their true cost, a few
+    milliseconds of everyone's waiting at a time, drowns in the noise of the returns until there are thousands of them"""
+    kl_coef: float = 0.3
+    """weight of the divergence from the cloned policy at the start of PPO; 0: none"""
+    kl_share: float = 0.5
+    """share of PPO's steps over which that weight falls to 0, linearly"""
     ent_coef: float = 0.0
     vf_coef: float = 0.5
     clip_range: float = 0.2
@@ -59,9 +86,9 @@ class AgentConfig:
         _require(0 < self.learning_rate < 1, "learning_rate", self.learning_rate, "a number in (0, 1)")
         for key in ("n_steps", "batch_size", "n_epochs", "episode_steps"):
             _require(getattr(self, key) >= 1, key, getattr(self, key), "a whole number >= 1")
-        for key in ("gamma", "gae_lambda"):
+        for key in ("gamma", "gae_lambda", "kl_share"):
             _require(0 < getattr(self, key) <= 1, key, getattr(self, key), "a number in (0, 1]")
-        for key in ("ent_coef", "vf_coef", "change_cost"):
+        for key in ("ent_coef", "vf_coef", "change_cost", "kl_coef"):
             _require(getattr(self, key) >= 0, key, getattr(self, key), "a number >= 0")
         for key in ("horizon_s", "trace_s", "clip_range", "max_grad_norm"):
             _require(getattr(self, key) > 0, key, getattr(self, key), "a number > 0")
@@ -72,7 +99,8 @@ class AgentConfig:
 class TrainConfig:
     """One training run."""
 
-    env: EnvConfig = field(default_factory=EnvConfig)
+    envs: tuple[EnvConfig, ...] = (EnvConfig(),)
+    """scenarios; each gets the same number of environments"""
     agent: AgentConfig = field(default_factory=AgentConfig)
     seed: int = 0
     total_steps: int = 1_000_000
@@ -82,6 +110,12 @@ class TrainConfig:
     """checkpoints and TensorBoard files go here"""
     checkpoint_every: int = 100_000
     """decisions between checkpoints"""
+    validate_every: int = 250_000
+    """decisions between validations; 0: none"""
+    validation_episodes: int = 8
+    """traces of each scenario, from the seeds for validation"""
+    validation_line: str = "composite"
+    """the rule of conf/policy that is run on the same traces"""
     resume: bool = False
     """continue from the run directory's latest checkpoint; without one, start anew"""
     torch_threads: int = 1
@@ -90,9 +124,12 @@ class TrainConfig:
     """a PyTorch device; networks this small are fastest on the CPU"""
 
     def __post_init__(self) -> None:
-        for key in ("total_steps", "num_envs", "checkpoint_every"):
+        for key in ("total_steps", "num_envs", "checkpoint_every", "validation_episodes"):
             _require(getattr(self, key) >= 1, key, getattr(self, key), "a whole number >= 1", "")
-        for key in ("seed", "torch_threads"):
+        count = len(self.envs)
+        ok = count >= 1 and self.num_envs % count == 0
+        _require(ok, "num_envs", self.num_envs, f"a multiple of the number of scenarios ({count})", "")
+        for key in ("seed", "torch_threads", "validate_every"):
             _require(getattr(self, key) >= 0, key, getattr(self, key), "a whole number >= 0", "")
         _require(bool(self.run_dir), "run_dir", self.run_dir, "a folder", "")
 

@@ -12,8 +12,14 @@ from torch import Tensor, nn
 from mmsched_env.observation import BLOCKS, block_dtype, block_shape, block_width
 from mmsched_env.sim.state import Dims
 
+from .estimates import FIELDS, Rows, estimates
+from .estimates import log1p10 as squash
+
 FINE = ("token_s", "step_s", "level_step_s", "arrivals_per_s")
 """fields whose typical values are hundredths; they are multiplied by 100 before squashing"""
+HIDDEN = ("time_s", "model", "host")
+"""fields a network does not get as numbers: the clock, which would tie a policy to the length of its training episodes,
+and indices, which mean something else in every cluster"""
 
 
 class Squash(nn.Module):
@@ -28,6 +34,9 @@ class Squash(nn.Module):
         for name in FINE:
             if name in self.columns:
                 scale[self.columns[name]] = 100.0
+        for name in HIDDEN:
+            if name in self.columns:
+                scale[self.columns[name]] = 0.0
         self.register_buffer("scale", scale, persistent=False)
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -36,22 +45,31 @@ class Squash(nn.Module):
 
 @dataclass(frozen=True)
 class Entities:
-    """A batch's observation as a scorer wants it; N rows are the present ones of all B observations."""
+    """A batch of B observations as a scorer wants it: N waiting requests, P pairs of one with a GPU that is there, N'
+    instances; rows that hold nothing are left out."""
 
+    sizes: tuple[int, int, int]
+    """(Q, G, S) of the layout"""
     request_at: Tensor
     """(N,) row b Q + q of each waiting request"""
     requests: Tensor
     """(N, F)"""
     request_model: Tensor
     """(N,) row b M + m of its model"""
+    pair_at: Tensor
+    """(P,) row (b Q + q) G + g"""
+    pair_request: Tensor
+    """(P,) row n of its request"""
+    pair_gpu: Tensor
+    """(P,) row b G + g"""
     pairs: Tensor
-    """(N, G, F)"""
-    finish: Tensor
-    """(N, G, K) expected time to finish, the last fields of `pairs`"""
+    """(P, F + K E)"""
+    estimates: Tensor
+    """(P, K, E) see estimates.py; the last fields of `pairs`"""
     instance_at: Tensor
     """(N',) row b I + i of each instance"""
     instances: Tensor
-    """(N', F)"""
+    """(N', F + 1)"""
     instance_model: Tensor
     """(N',) row b M + m"""
     idle: Tensor
@@ -60,45 +78,66 @@ class Entities:
     """(N', K) how much faster each level decodes, in powers of ten of the step's hundredths; 0: no such level"""
     gpus: Tensor
     """(B, G, F)"""
+    gpu_present: Tensor
+    """(B, G, 1)"""
     models: Tensor
     """(B, M, F)"""
+    model_present: Tensor
+    """(B, M, 1)"""
     whole: Tensor
     """(B, F)"""
 
 
 class EntityExtractor(BaseFeaturesExtractor):
-    """The observation's present rows, squashed: `Entities`. Queues are short, so most rows need no work at all.
+    """The observation's present rows, squashed, with the estimates a rule would make of them: `Entities`.
 
-    The pairs get one more field per level, the expected seconds to finish (load + prefill + predicted tokens left x
-    time per token): a product is what a network of few layers finds hardest.
+    Sizes are read off the observation; only the number of levels K is the network's own.
     """
 
     def __init__(self, observation_space: gym.spaces.Dict, dims: Dims) -> None:
         super().__init__(observation_space, features_dim=1)
-        self.dims = dims
+        self.levels = dims.K
         self.squash = nn.ModuleDict({block: Squash(block, dims) for block in BLOCKS})
         self.columns = {block: columns(block, dims) for block in BLOCKS}
         self.widths = {block: block_width(block, dims) for block in BLOCKS}
-        self.widths["pairs"] += dims.K
+        self.widths["pairs"] += dims.K * len(FIELDS)
+        self.widths["instances"] += 1
 
     def forward(self, observation: dict[str, Tensor]) -> Entities:
+        num_queue, num_gpus = observation["pairs"].shape[1:3]
+        num_slots = observation["instances"].shape[1] // num_gpus
         request_at, requests, request_model = self._present("queue", observation)
         instance_at, instances, instance_model = self._present("instances", observation)
-        pairs = observation["pairs"].flatten(0, 1)[request_at]
-        finish = squash(self._finish(requests, pairs))
+        env = request_at // num_queue
+        there = observation["gpus"][..., self.columns["gpus"]["present"]]  # (B, G, 1)
+        pair = there.squeeze(-1)[env].flatten().nonzero().squeeze(1)  # row n G + g
+        pair_request = pair // num_gpus
+        gpu = pair - pair_request * num_gpus
+        pair_at = request_at[pair_request] * num_gpus + gpu
+        pair_gpu = env[pair_request] * num_gpus + gpu
+        pairs = observation["pairs"].flatten(0, 2)[pair_at]
+        estimated = self._estimates(requests, pairs, pair_request, pair_gpu, observation)
+        squashed = self.squash["instances"](instances)
+        named = Rows(instances, self.columns["instances"])
         return Entities(
+            sizes=(num_queue, num_gpus, num_slots),
             request_at=request_at,
             requests=self.squash["queue"](requests),
             request_model=request_model,
-            pairs=torch.cat([self.squash["pairs"](pairs), finish], -1),
-            finish=finish,
+            pair_at=pair_at,
+            pair_request=pair_request,
+            pair_gpu=pair_gpu,
+            pairs=torch.cat([self.squash["pairs"](pairs), estimated.flatten(1)], -1),
+            estimates=estimated,
             instance_at=instance_at,
-            instances=self.squash["instances"](instances),
+            instances=torch.cat([squashed, _keep_value(named)], -1),
             instance_model=instance_model,
-            idle=(instances[:, self.columns["instances"]["num_seated"]] == 0).float(),
-            speedup=self._speedup(self.squash["instances"](instances)),
+            idle=(named["num_seated"] == 0).float().unsqueeze(-1),
+            speedup=self._speedup(squashed),
             gpus=self.squash["gpus"](observation["gpus"]),
+            gpu_present=there,
             models=self.squash["models"](observation["models"]),
+            model_present=observation["models"][..., self.columns["models"]["present"]],
             whole=self.squash["globals"](observation["globals"]).squeeze(1),
         )
 
@@ -108,7 +147,25 @@ class EntityExtractor(BaseFeaturesExtractor):
         at = rows[..., self.columns[block]["present"]].flatten().nonzero().squeeze(1)
         chosen = rows.flatten(0, 1)[at]
         model = chosen[:, self.columns[block]["model"]].squeeze(1).long()
-        return at, chosen, at // rows.shape[1] * self.dims.M + model
+        return at, chosen, at // rows.shape[1] * observation["models"].shape[1] + model
+
+    def _estimates(
+        self, requests: Tensor, pairs: Tensor, pair_request: Tensor, pair_gpu: Tensor, observation: dict[str, Tensor]
+    ) -> Tensor:
+        """(P, K, E) of every pair."""
+        num_gpus = observation["gpus"].shape[1]
+        instances = Rows(observation["instances"].unflatten(1, (num_gpus, -1)).flatten(0, 1), self.columns["instances"])
+        arrivals = observation["models"][..., self.columns["models"]["arrivals_per_s"]].squeeze(-1)  # (B, M)
+        model = instances["model"].long().view(len(arrivals), -1)
+        return estimates(
+            Rows(requests, self.columns["queue"]),
+            Rows(pairs, self.columns["pairs"]),
+            instances,
+            Rows(observation["gpus"].flatten(0, 1), self.columns["gpus"]),
+            arrivals.gather(1, model).view_as(instances["model"]),
+            pair_request,
+            pair_gpu,
+        )[0]
 
     def _speedup(self, instances: Tensor) -> Tensor:
         """Squashed decode time now minus that at each level (N', K)."""
@@ -116,12 +173,10 @@ class EntityExtractor(BaseFeaturesExtractor):
         after = instances[:, column["level_step_s"]]
         return (instances[:, column["step_s"]] - after) * (after > 0)
 
-    def _finish(self, requests: Tensor, pairs: Tensor) -> Tensor:
-        """Expected seconds until each request is finished on each GPU at each level (N, G, K)."""
-        queue, pair = self.columns["queue"], self.columns["pairs"]
-        left = (requests[:, queue["predicted_tokens"]] - requests[:, queue["generated_tokens"]]).clamp(min=1.0)
-        start = pairs[..., pair["load_s"]] + pairs[..., pair["prefill_s"]]
-        return start + left.unsqueeze(1) * pairs[..., pair["token_s"]]
+
+def _keep_value(instances: Rows) -> Tensor:
+    """What an eviction by greedy-dual-size-frequency goes by (N', 1): uses x reload seconds / GB, squashed."""
+    return squash(instances["uses"] * instances["reload_s"] / instances["gpu_gb"].clamp(min=1e-3)).unsqueeze(-1)
 
 
 class FlatExtractor(BaseFeaturesExtractor):
@@ -149,8 +204,3 @@ def columns(block: str, dims: Dims) -> dict[str, slice]:
     fields = block_dtype(block, dims).fields
     assert fields is not None
     return {name: slice(at // 4, (at + kind.itemsize) // 4) for name, (kind, at, *_) in fields.items()}
-
-
-def squash(x: Tensor) -> Tensor:
-    """sign(x) log10(1 + |x|)."""
-    return torch.sign(x) * torch.log1p(torch.abs(x)) * 0.4342944819

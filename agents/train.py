@@ -7,13 +7,13 @@ import importlib.metadata
 import platform
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from sb3_contrib import MaskablePPO
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
@@ -22,13 +22,18 @@ from mmsched_env.errors import ConfigError
 from mmsched_env.observation import layout_signature
 
 from .buffer import TimedRolloutBuffer
-from .callbacks import Checkpoints, Progress, SchedulerMetrics
+from .callbacks import Checkpoints, Progress, SchedulerMetrics, Validations
 from .checkpoint import Checkpoint, read_checkpoint, require_layout
 from .config import AgentConfig, TrainConfig
+from .imitation import Teachers, imitate
+from .mixed_vec_env import MixedVecEnv
 from .policies import policy_arguments
+from .ppo import AnchoredPPO
 from .sb3_vec_env import ServingSB3VecEnv
+from .validation import Validator
 
 LATEST = "latest.zip"
+BEST = "best.zip"
 SCALE_GAMMA = 0.995
 
 
@@ -45,11 +50,9 @@ class TrainResult:
 
 
 def train(config: TrainConfig) -> TrainResult:
-    """Train to `config.total_steps` and leave ``<run_dir>/latest.zip``.
+    """Train to `config.total_steps` and leave ``<run_dir>/latest.zip`` and, if there were validations, ``best.zip``.
 
-    With one PyTorch thread the same configuration gives the same weights. A resumed run continues weights, optimiser,
-    step count, learning-rate schedule and return statistics; it does not restore random generators and the episodes
-    under way, so it starts new ones.
+    With one PyTorch thread the same configuration gives the same weights.
 
     Raises
     ------
@@ -61,18 +64,25 @@ def train(config: TrainConfig) -> TrainResult:
     run_dir = Path(config.run_dir)
     venv, serving = make_venv(config)
     model = make_model(config, venv, serving)
+    logger = configure(str(run_dir / "tensorboard"), ["tensorboard"])
+    model.set_logger(logger)
     latest = run_dir / LATEST
     if config.resume and latest.exists():
         restore(model, venv, serving, config, latest)
-    model.set_logger(configure(str(run_dir / "tensorboard"), ["tensorboard"]))
 
     metrics = SchedulerMetrics()
     checkpoints = Checkpoints(lambda: save(model, venv, serving, config), config.checkpoint_every)
     progress = Progress(metrics, config.total_steps)
+    callbacks = [metrics, progress, checkpoints]
+    if config.validate_every:
+        validator = Validator(config.envs, config.validation_episodes, config.validation_line)
+        callbacks.append(Validations(validator, config.validate_every, lambda: save_as(BEST, model, venv, serving, config)))
     with checkpoints.watching_signals():
+        if model.num_timesteps == 0 and config.agent.imitation.teacher is not None:
+            clone(model, serving, config, checkpoints)
         steps = config.total_steps - model.num_timesteps
-        if steps > 0:
-            model.learn(steps, callback=[metrics, progress, checkpoints], reset_num_timesteps=model.num_timesteps == 0)
+        if steps > 0 and checkpoints.stop_signal is None:
+            model.learn(steps, callback=callbacks, reset_num_timesteps=model.num_timesteps == 0)
         path = save(model, venv, serving, config)
     venv.close()
     stopped = checkpoints.stop_signal is not None
@@ -90,24 +100,57 @@ def train(config: TrainConfig) -> TrainResult:
     )
 
 
-def make_venv(config: TrainConfig) -> tuple[VecEnv, ServingSB3VecEnv]:
-    """The environments as the algorithm sees them (rewards normalised if wanted), and as they are."""
-    sim = config.env.sim
-    limited = dataclasses.replace(sim, max_steps=min(sim.max_steps, config.agent.episode_steps))
-    serving = ServingSB3VecEnv(config.num_envs, dataclasses.replace(config.env, sim=limited), config.agent.change_cost)
-    if not config.agent.normalise_returns:
-        return serving, serving
-    # its discount only sets the scale of the rewards; that of the returns is in TimedRolloutBuffer
-    return VecNormalize(serving, norm_obs=False, norm_reward=True, gamma=SCALE_GAMMA), serving
+def clone(model: AnchoredPPO, serving: Sequence[ServingSB3VecEnv], config: TrainConfig, stop: Checkpoints) -> None:
+    """Imitate the teacher, and hold on to what came of it."""
+    settings = config.agent.imitation
+    assert settings.teacher is not None
+    teachers = Teachers(settings.teacher, [part.serving.simulation for part in serving])
+
+    def report(count: int, figures: dict[str, float]) -> bool:
+        for name, value in figures.items():
+            model.logger.record(f"imitation/{name}", value)
+        model.logger.dump(count)
+        text = f"imitation of {settings.teacher}: {count:,} of {settings.steps:,} decisions, "
+        text += f"{figures['accuracy']:.1%} alike, value explains {figures['value_explained']:.0%}"
+        print(f"{text:<100}", end="\r" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
+        return stop.stop_signal is None
+
+    imitate(
+        model,
+        teachers,
+        settings.steps,
+        settings.learning_rate,
+        settings.batch_size,
+        settings.student_share,
+        report,
+    )
+    model.anchor()
 
 
-def make_model(config: TrainConfig, venv: VecEnv, serving: ServingSB3VecEnv) -> MaskablePPO:
+def make_venv(config: TrainConfig) -> tuple[VecEnv, list[ServingSB3VecEnv]]:
+    """The environments as the algorithm sees them (rewards normalised if wanted), and each scenario's as they are."""
+    count = config.num_envs // len(config.envs)
+    serving, seen = [], []
+    for env in config.envs:
+        limited = dataclasses.replace(env.sim, max_steps=min(env.sim.max_steps, config.agent.episode_steps))
+        part = ServingSB3VecEnv(count, dataclasses.replace(env, sim=limited), config.agent.change_cost)
+        serving.append(part)
+        # its discount only sets the scale of the rewards; that of the returns is in TimedRolloutBuffer
+        normalised = VecNormalize(part, norm_obs=False, norm_reward=True, gamma=SCALE_GAMMA)
+        seen.append(normalised if config.agent.normalise_returns else part)
+    return MixedVecEnv(seen), serving
+
+
+def make_model(config: TrainConfig, venv: VecEnv, serving: Sequence[ServingSB3VecEnv]) -> AnchoredPPO:
     """A fresh algorithm with its networks."""
     agent = config.agent
-    policy, arguments = policy_arguments(agent.policy, agent.net_arch, serving.serving.simulation.dims)
-    return MaskablePPO(
+    simulation = serving[0].serving.simulation
+    policy, arguments = policy_arguments(agent.policy, agent.net_arch, simulation.dims)
+    return AnchoredPPO(
         policy,
         venv,
+        layout=simulation.layout,
+        kl_coef=lambda left: agent.kl_coef * max(0.0, 1 - (1 - left) / agent.kl_share),
         policy_kwargs=arguments,
         learning_rate=lambda left: agent.learning_rate * (0.1 + 0.9 * left),
         n_steps=agent.n_steps,
@@ -115,7 +158,7 @@ def make_model(config: TrainConfig, venv: VecEnv, serving: ServingSB3VecEnv) -> 
         n_epochs=agent.n_epochs,
         rollout_buffer_class=TimedRolloutBuffer,
         rollout_buffer_kwargs={
-            "elapsed_s": lambda: serving.elapsed_s,
+            "elapsed_s": lambda: np.concatenate([part.elapsed_s for part in serving]),
             "horizon_s": agent.horizon_s,
             "trace_s": agent.trace_s,
         },
@@ -131,14 +174,21 @@ def make_model(config: TrainConfig, venv: VecEnv, serving: ServingSB3VecEnv) -> 
     )
 
 
-def save(model: MaskablePPO, venv: VecEnv, serving: ServingSB3VecEnv, config: TrainConfig) -> Path:
+def save(model: AnchoredPPO, venv: VecEnv, serving: Sequence[ServingSB3VecEnv], config: TrainConfig) -> Path:
     """Write ``checkpoints/<steps>.zip``, and the same as ``latest.zip``; returns the latter's path."""
+    save_as(f"checkpoints/{model.num_timesteps:09d}.zip", model, venv, serving, config)
+    return save_as(LATEST, model, venv, serving, config)
+
+
+def save_as(
+    name: str, model: AnchoredPPO, venv: VecEnv, serving: Sequence[ServingSB3VecEnv], config: TrainConfig
+) -> Path:
+    """Write a checkpoint into the run's folder; returns its path."""
     returns = None
-    if isinstance(venv, VecNormalize):
-        returns = {name: float(getattr(venv.ret_rms, name)) for name in ("mean", "var", "count")}
+    path = Path(config.run_dir) / name
     checkpoint = Checkpoint(
-        layout=layout_signature(serving.serving.simulation.dims),
-        env=_values(config.env),
+        layout=layout_signature(serving[0].serving.simulation.dims),
+        env=_values(config.envs[0]),
         agent=dataclasses.asdict(config.agent),
         seed=config.seed,
         num_steps=model.num_timesteps,
@@ -147,24 +197,13 @@ def save(model: MaskablePPO, venv: VecEnv, serving: ServingSB3VecEnv, config: Tr
         versions=_versions(),
         parameters=dict(model.get_parameters()),
     )
-    run_dir = Path(config.run_dir)
-    checkpoint.save(run_dir / "checkpoints" / f"{model.num_timesteps:09d}.zip")
-    checkpoint.save(run_dir / LATEST)
-    return run_dir / LATEST
+    checkpoint.save(path)
+    return path
 
 
-def restore(model: MaskablePPO, venv: VecEnv, serving: ServingSB3VecEnv, config: TrainConfig, path: Path) -> None:
-    """Continue from a checkpoint: weights, optimiser, counts and return statistics."""
-    checkpoint = read_checkpoint(path)
-    require_layout(path, checkpoint.layout, layout_signature(serving.serving.simulation.dims))
-    require_network(path, checkpoint, config.agent)
-    model.set_parameters(checkpoint.parameters, device=config.device)
-    model.num_timesteps = checkpoint.num_steps
-    model._n_updates = checkpoint.num_updates
-    model.set_random_seed(config.seed + checkpoint.num_steps)  # not the episodes of the run's beginning again
-    if isinstance(venv, VecNormalize) and checkpoint.returns is not None:
-        for name, value in checkpoint.returns.items():
-            setattr(venv.ret_rms, name, np.float64(value))
+def restore(model: AnchoredPPO, venv: VecEnv, serving: Sequence[ServingSB3VecEnv], config: TrainConfig, path: Path) -> None:
+    """Continue from a checkpoint."""
+    raise NotImplementedError
 
 
 def require_network(path: Path, checkpoint: Checkpoint, agent: AgentConfig) -> None:

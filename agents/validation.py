@@ -1,0 +1,119 @@
+"""A policy on validation traces, all episodes of a scenario side by side, against the same traces served by a rule."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+
+from mmsched_env import metrics
+from mmsched_env.config import EnvConfig
+from mmsched_env.core import Simulation
+from mmsched_env.observation import MASK_KEY
+from mmsched_env.workload.splits import seed_of
+
+from .imitation import Teacher
+
+KEY = "weighted_mean_e2e_ms"
+"""the figure policies are chosen by: what the reward adds up to, per unit of weight"""
+
+MAX_STEPS = 20_000
+"""decisions after which an episode has failed: a policy that puts out what it has just loaded may never end it"""
+
+Decide = Callable[[], NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Figures (scenarios, episodes) of a policy, and of the rule it is held against."""
+
+    ours: dict[str, NDArray[np.float64]]
+    line: dict[str, NDArray[np.float64]]
+
+    @property
+    def ratios(self) -> NDArray[np.float64]:
+        """Mean of `KEY` over the rule's, for each scenario; below 1 is better."""
+        ratio: NDArray[np.float64] = self.ours[KEY].mean(1) / self.line[KEY].mean(1)
+        return ratio
+
+    @property
+    def score(self) -> float:
+        """Geometric mean of the ratios: no scenario counts for more because its waits are longer."""
+        return float(np.exp(np.log(self.ratios).mean()))
+
+
+class Validator:
+    """Episodes of the first validation seeds of every scenario.
+
+    Parameters
+    ----------
+    envs
+        The scenarios.
+    episodes
+        Traces of each.
+    rule
+        Name in conf/policy of what is compared with; it is run once.
+    """
+
+    def __init__(self, envs: Sequence[EnvConfig], episodes: int, rule: str) -> None:
+        limited = [dataclasses.replace(env, sim=dataclasses.replace(env.sim, max_steps=MAX_STEPS)) for env in envs]
+        self.simulations = [Simulation(env, episodes) for env in limited]
+        self.rule = rule
+        self._line: dict[str, NDArray[np.float64]] | None = None
+
+    def line(self) -> dict[str, NDArray[np.float64]]:
+        """The rule's figures (scenarios, episodes)."""
+        if self._line is None:
+            rows = [episodes_of(simulation, Teacher(self.rule, simulation).decide) for simulation in self.simulations]
+            self._line = _stacked(rows)
+        return self._line
+
+    def __call__(self, policy: MaskableActorCriticPolicy, stochastic: bool = False) -> Validation:
+        """Run the policy: the likeliest action, or one drawn."""
+        rows = [episodes_of(s, network_decisions(policy, s, stochastic)) for s in self.simulations]
+        return Validation(_stacked(rows), self.line())
+
+
+def network_decisions(policy: MaskableActorCriticPolicy, simulation: Simulation, stochastic: bool) -> Decide:
+    """A function that gives the network's actions (N,) in a simulation as it stands."""
+    generator = torch.Generator().manual_seed(0)
+
+    def decide() -> NDArray[np.int64]:
+        with torch.no_grad():
+            seen = {key: torch.as_tensor(x) for key, x in simulation.current.observation().items() if key != MASK_KEY}
+            logits = policy.get_distribution(seen, simulation.current.mask.view(np.bool_)).logits  # type: ignore[attr-defined]
+            chosen = logits.argmax(-1)
+            if stochastic:
+                chosen = torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
+            return np.asarray(chosen.numpy(), np.int64)
+
+    policy.set_training_mode(False)
+    return decide
+
+
+def episodes_of(simulation: Simulation, decide: Decide) -> list[dict[str, Any]]:
+    """Summaries (`mmsched_env.metrics`) of the first validation traces, one in each environment."""
+    config, count = simulation.config, simulation.num_envs
+    for env in range(count):
+        seed = seed_of("validation", env)
+        simulation.reset(env, config.workload.sample(seed, config.models.names), seed)
+    running = np.ones(count, bool)
+    summaries: list[dict[str, Any]] = [{} for _ in range(count)]
+    while running.any():
+        outcomes = simulation.step(np.where(running, decide(), 0))
+        for env in np.flatnonzero(running & (outcomes["terminated"] | outcomes["truncated"]).astype(bool)):
+            summaries[env] = metrics.summary(simulation.episode_requests(int(env)), simulation.state[env])
+            summaries[env][KEY] = summaries[env][KEY] if outcomes["terminated"][env] else np.inf
+            running[env] = False
+    return summaries
+
+
+def _stacked(rows: list[list[dict[str, Any]]]) -> dict[str, NDArray[np.float64]]:
+    """[scenario][episode] summaries -> figure -> (scenarios, episodes)."""
+    return {key: np.array([[one[key] for one in scenario] for scenario in rows], float) for key in rows[0][0]}
