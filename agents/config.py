@@ -34,6 +34,41 @@ class ImitationConfig:
 
 
 @dataclass(frozen=True)
+class ImprovementConfig:
+    """How the policy learns from rollouts which actions do better than the rule's (after the imitation, before PPO)."""
+
+    rounds: int = 0
+    """of gathering states and fitting; 0: none"""
+    states: int = 4000
+    """looked into per scenario and round"""
+    rule: str = "composite"
+    """what decides in the rollouts"""
+    width: int = 8
+    """candidates of a state"""
+    horizon_s: float = 60.0
+    """arrivals later than this do not take part"""
+    share: float = 0.1
+    """share of the decisions of an episode that are looked into"""
+    learning_rate: float = 1e-3
+    """at the start of a round; falls linearly to a twentieth"""
+    batch_size: int = 256
+    epochs: int = 4
+    """passes over all that has been gathered"""
+    anchor: float = 0.1
+    """weight of the cross entropy with the cloned policy"""
+
+    def __post_init__(self) -> None:
+        for key in ("states", "batch_size", "epochs"):
+            _require(getattr(self, key) >= 1, key, getattr(self, key), "a whole number >= 1", "agent.improvement.")
+        _require(self.rounds >= 0, "rounds", self.rounds, "a whole number >= 0", "agent.improvement.")
+        _require(self.width >= 2, "width", self.width, "a whole number >= 2", "agent.improvement.")
+        _require(0 < self.share <= 1, "share", self.share, "a number in (0, 1]", "agent.improvement.")
+        for key in ("horizon_s", "learning_rate"):
+            _require(getattr(self, key) > 0, key, getattr(self, key), "a number > 0", "agent.improvement.")
+        _require(self.anchor >= 0, "anchor", self.anchor, "a number >= 0", "agent.improvement.")
+
+
+@dataclass(frozen=True)
 class AgentConfig:
     """Algorithm, network and hyperparameters."""
 
@@ -43,6 +78,7 @@ class AgentConfig:
     net_arch: tuple[int, ...] = (64,)
     """widths of the hidden layers; a scorer has one width"""
     imitation: ImitationConfig = field(default_factory=ImitationConfig)
+    improvement: ImprovementConfig = field(default_factory=ImprovementConfig)
     learning_rate: float = 3e-4
     """at the start; falls linearly to a tenth of it"""
     n_steps: int = 128
@@ -108,6 +144,8 @@ class TrainConfig:
     num_envs: int = 64
     run_dir: str = "runs/train"
     """checkpoints and TensorBoard files go here"""
+    start: str | None = None
+    """checkpoint whose weights the run begins with, in place of an imitation"""
     checkpoint_every: int = 100_000
     """decisions between checkpoints"""
     validate_every: int = 250_000

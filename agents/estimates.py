@@ -57,9 +57,7 @@ def seconds_until_room(need_gb: Tensor, at: Tensor, instances: Rows, gpus: Rows)
     return torch.where(enough, until[at].unsqueeze(1), NEVER_S).amin(-1)
 
 
-def price_of_room(
-    need_gb: Tensor, busy_s: Tensor, at: Tensor, instances: Rows, rates: Tensor, gpus: Rows
-) -> Tensor:
+def price_of_room(need_gb: Tensor, busy_s: Tensor, at: Tensor, instances: Rows, rates: Tensor, gpus: Rows) -> Tensor:
     """Seconds (P, K) others are expected to lose by the idle models put out for `need_gb` (P, K) on the GPU of row `at`:
     their reloads, each by the chance that its model, asked for at `rates` (R, S), is wanted again within `busy_s`."""
     leaving = instances["leaving"] > 0

@@ -154,7 +154,7 @@ class EntityExtractor(BaseFeaturesExtractor):
     ) -> Tensor:
         """(P, K, E) of every pair."""
         num_gpus = observation["gpus"].shape[1]
-        instances = Rows(observation["instances"].unflatten(1, (num_gpus, -1)).flatten(0, 1), self.columns["instances"])
+        instances = Rows(_by_gpu(observation["instances"], num_gpus), self.columns["instances"])
         arrivals = observation["models"][..., self.columns["models"]["arrivals_per_s"]].squeeze(-1)  # (B, M)
         model = instances["model"].long().view(len(arrivals), -1)
         return estimates(
@@ -172,6 +172,11 @@ class EntityExtractor(BaseFeaturesExtractor):
         column = self.columns["instances"]
         after = instances[:, column["level_step_s"]]
         return (instances[:, column["step_s"]] - after) * (after > 0)
+
+
+def _by_gpu(instances: Tensor, num_gpus: int) -> Tensor:
+    """(B, G S, F) -> (B G, S, F)."""
+    return instances.view(instances.shape[0] * num_gpus, -1, instances.shape[2])
 
 
 def _keep_value(instances: Rows) -> Tensor:

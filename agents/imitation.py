@@ -24,6 +24,7 @@ from mmsched_env.evaluation.policies import make_policy
 from mmsched_env.observation import BLOCKS
 
 from .buffer import TimedRolloutBuffer
+from .config import ImitationConfig
 from .ppo import AnchoredPPO, logits_and_values
 
 
@@ -32,11 +33,12 @@ class Teacher:
 
     def __init__(self, name: str, simulation: Simulation) -> None:
         self.simulation = simulation
-        self.rule: Any = make_policy(name)[1]
-        if not hasattr(self.rule, "decide"):
-            raise ConfigError(f"teacher '{name}' cannot decide for a batch; accepted: a rule of baselines/, or none")
+        rule: Any = make_policy(name)[1]
+        if not hasattr(rule, "decide"):
+            raise ConfigError(f"'{name}' cannot decide for a batch of environments; accepted: a rule of baselines/")
+        self.rule = rule
         self.rule.reset(simulation.layout, 0)
-        self._fresh = self.rule.memory.copy()
+        self._fresh: Any = self.rule.memory.copy()
         self.memory: Any = np.repeat(self._fresh, simulation.num_envs).view(np.recarray)
         self._actions = np.zeros(simulation.num_envs, np.int64)
 
@@ -72,31 +74,23 @@ class Teachers:
 def imitate(
     model: AnchoredPPO,
     teachers: Teachers,
-    steps: int,
-    learning_rate: float,
-    batch_size: int,
-    student_share: float,
+    settings: ImitationConfig,
     report: Callable[[int, dict[str, float]], bool],
-) -> int:
-    """Clone the teachers' decisions over `steps` of them; returns how many there were.
+) -> None:
+    """Clone the teachers' decisions, in rounds of one rollout buffer each.
 
-    Parameters
-    ----------
-    student_share
-        Share of the environments in which, from a third of the way on, the policy acts.
-    report
-        Called after each round with the decisions so far and the round's figures; false ends the cloning.
+    `report` is called after each round with the decisions so far and the round's figures; false ends the cloning.
     """
     env, buffer, policy = model.env, model.rollout_buffer, model.policy
     assert env is not None and isinstance(buffer, TimedRolloutBuffer)
     trace_s, buffer.trace_s = buffer.trace_s, np.inf  # returns as they came: there are no predictions to trust yet
-    optimizer = torch.optim.Adam(policy.parameters(), lr=learning_rate)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=settings.learning_rate)
     observation: Any = env.reset()
     starts, done = np.ones(env.num_envs, bool), np.zeros(env.num_envs, bool)
     count = 0
-    acting = np.arange(env.num_envs) % 10 < 10 * student_share  # in every scenario
+    acting = np.arange(env.num_envs) % 10 < 10 * settings.student_share  # in every scenario
     nothing = torch.zeros(env.num_envs)
-    while count < steps:
+    while count < settings.steps:
         buffer.reset()
         policy.set_training_mode(False)
         agreed = 0.0
@@ -104,7 +98,7 @@ def imitate(
             labels = teachers.decide()
             masks = get_action_masks(env)
             actions = labels
-            if count >= steps // 3 and acting.any():
+            if count >= settings.steps // 3 and acting.any():
                 with torch.no_grad():
                     own = policy(obs_as_tensor(observation, model.device), action_masks=masks)[0].cpu().numpy()
                 agreed += float(np.mean(own == labels))
@@ -117,15 +111,13 @@ def imitate(
             last = policy.predict_values(obs_as_tensor(observation, model.device))
         buffer.compute_returns_and_advantage(last, done)
         count += buffer.buffer_size * env.num_envs
-        rate = learning_rate * max(0.05, 1 - count / steps)
         for group in optimizer.param_groups:
-            group["lr"] = rate
-        figures = _fit(model, optimizer, batch_size)
+            group["lr"] = settings.learning_rate * max(0.05, 1 - count / settings.steps)
+        figures = _fit(model, optimizer, settings.batch_size)
         figures["student_agreement"] = agreed / buffer.buffer_size
         if not report(count, figures):
             break
     buffer.trace_s = trace_s
-    return count
 
 
 def _fit(model: AnchoredPPO, optimizer: torch.optim.Optimizer, batch_size: int) -> dict[str, float]:

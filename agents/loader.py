@@ -16,29 +16,31 @@ from mmsched_env.observation import MASK_KEY, layout_signature
 from mmsched_env.sim.state import Dims
 
 from .checkpoint import Checkpoint, read_checkpoint, require_layout
-from .policies import policy_arguments
+from .policies import FIXED_SIZES, policy_arguments
 from .sb3_vec_env import learner_space
 
 
 class TrainedPolicy:
-    """Takes the likeliest legal action, or draws one if `stochastic`."""
+    """Takes the likeliest legal action, or draws one if `stochastic`. A scorer's weights serve any padded sizes: one
+    checkpoint decides for clusters of more or fewer GPUs, models and queue slots than it was trained on."""
 
     def __init__(self, path: Path, checkpoint: Checkpoint, stochastic: bool) -> None:
         self.path = path
-        self.layout = checkpoint.layout
+        self.checkpoint = checkpoint
         self.stochastic = stochastic
-        self.network = _network(path, checkpoint)
+        self.network = network(path, checkpoint, _dims(path, checkpoint))
         self._generator = torch.Generator()
 
     def reset(self, layout: ActionLayout, seed: int) -> None:
-        """Check that the environment is laid out as the training one was.
+        """Get the network ready for an environment.
 
         Raises
         ------
         ConfigError
-            It is not; the message names the sizes and fields that differ.
+            Its observation is not laid out as the network needs it; the message names the sizes and fields that differ.
         """
-        require_layout(self.path, self.layout, layout_signature(layout.dims))
+        fixed = FIXED_SIZES[self.checkpoint.agent["policy"]]
+        require_layout(self.path, self.checkpoint.layout, layout_signature(layout.dims), fixed)
         self._generator.manual_seed(seed % 2**63)
 
     def act(self, observation: Mapping[str, NDArray[Any]], mask: NDArray[Any]) -> int:
@@ -63,19 +65,34 @@ def load_policy(path: str | Path, stochastic: bool = False) -> TrainedPolicy:
     return TrainedPolicy(Path(path), read_checkpoint(path), stochastic)
 
 
-def _network(path: Path, checkpoint: Checkpoint) -> Any:
+def network(path: Path, checkpoint: Checkpoint, dims: Dims) -> Any:
+    """The checkpoint's network for observations of some sizes.
+
+    Raises
+    ------
+    ConfigError
+        It is not one of this version's, or its weights are of other sizes.
+    """
+    require_layout(path, checkpoint.layout, layout_signature(dims), FIXED_SIZES.get(checkpoint.agent["policy"], ""))
     try:
-        sizes = {letter: int(checkpoint.layout["sizes"][letter]) for letter in "QGHMSBK"}
-        dims = Dims(**sizes)
         policy, arguments = policy_arguments(checkpoint.agent["policy"], tuple(checkpoint.agent["net_arch"]), dims)
-        network = policy(learner_space(dims), gym.spaces.Discrete(dims.A), lambda _: 0.0, **arguments)
-        require_layout(path, checkpoint.layout, layout_signature(dims))
-        network.load_state_dict(checkpoint.parameters["policy"])
-    except ConfigError:
-        raise
+        built = policy(learner_space(dims), gym.spaces.Discrete(dims.A), lambda _: 0.0, **arguments)
+        built.load_state_dict(checkpoint.policy)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"checkpoint {path}: its network does not fit this version's code; accepted: one trained with this version"
-        ) from error
-    network.set_training_mode(False)
-    return network
+        raise _other_version(path) from error
+    built.set_training_mode(False)
+    return built
+
+
+def _dims(path: Path, checkpoint: Checkpoint) -> Dims:
+    """Sizes of the environments it was trained on."""
+    try:
+        return Dims(**{letter: int(checkpoint.layout["sizes"][letter]) for letter in "QGHMSBK"})
+    except (KeyError, TypeError, ValueError) as error:
+        raise _other_version(path) from error
+
+
+def _other_version(path: Path) -> ConfigError:
+    return ConfigError(
+        f"checkpoint {path}: its network does not fit this version's code; accepted: one trained with this version"
+    )

@@ -161,6 +161,10 @@ class MlpPolicy(MaskableActorCriticPolicy):
             self.action_net.bias.copy_(first_logits(self.features_extractor.dims))
 
 
+FIXED_SIZES = {"scorer": "K", "mlp": "QGHMSBK"}
+"""sizes of the layout that a network's weights depend on"""
+
+
 def policy_arguments(
     policy: str, net_arch: tuple[int, ...], dims: Dims
 ) -> tuple[type[MaskableActorCriticPolicy], dict[str, Any]]:

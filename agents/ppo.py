@@ -40,7 +40,7 @@ class AnchoredPPO(MaskablePPO):
         """Make the policy as it is now the reference."""
         self.reference = type(self.policy)(
             self.observation_space, self.action_space, lambda _: 0.0, **self.policy_kwargs
-        )  # type: ignore[assignment]
+        )
         assert self.reference is not None
         self.reference.load_state_dict(self.policy.state_dict())
         self.reference.set_training_mode(False)
@@ -58,9 +58,9 @@ class AnchoredPPO(MaskablePPO):
                 break
         for name, values in figures.items():
             self.logger.record(f"train/{name}", float(np.mean(values)))
-        values, returns = self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()
-        spread = float(np.var(returns))
-        self.logger.record("train/explained_variance", 1 - float(np.var(returns - values)) / max(spread, 1e-12))
+        returns = self.rollout_buffer.returns.flatten()
+        left = float(np.var(returns - self.rollout_buffer.values.flatten()))
+        self.logger.record("train/explained_variance", 1 - left / max(float(np.var(returns)), 1e-12))
         self.logger.record("train/kl_coef", self.pull)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 

@@ -39,15 +39,15 @@ class ServingSB3VecEnv(VecEnv):
         self.elapsed_s = np.zeros(num_envs)
         """simulated seconds that the last step took (N,)"""
         self._actions = np.zeros(num_envs, np.int64)
-        self._returns = np.zeros(num_envs)
-        self._lengths = np.zeros(num_envs, np.int64)
+        self.returns = np.zeros(num_envs)
+        self.lengths = np.zeros(num_envs, np.int64)
 
     def reset(self) -> VecEnvObs:
         """Start all episodes; environment i gets the seed ``seed + i`` of the last `seed()` call."""
         observation, _ = self.serving.reset(seed=self._seeds)
         self._reset_seeds()
-        self._returns[:] = 0
-        self._lengths[:] = 0
+        self.returns[:] = 0
+        self.lengths[:] = 0
         return _without_mask(observation)
 
     def step_async(self, actions: NDArray[Any]) -> None:
@@ -60,21 +60,25 @@ class ServingSB3VecEnv(VecEnv):
         if "final_info" in infos:  # a finished environment's clock has been set back for its next episode
             after = np.where(infos["_final_info"], infos["final_info"]["time_s"], after)
         self.elapsed_s = after - before
-        self._returns += rewards
-        self._lengths += 1
+        self.returns += rewards
+        self.lengths += 1
         done = terminated | truncated
         out: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for i in np.flatnonzero(done):
             out[i] = {
                 "terminal_observation": _without_mask(infos["final_obs"][i]),
                 "TimeLimit.truncated": bool(truncated[i] and not terminated[i]),
-                "episode": {"r": float(self._returns[i]), "l": int(self._lengths[i])},
+                "episode": {"r": float(self.returns[i]), "l": int(self.lengths[i])},
                 "metrics": {key: values[i] for key, values in infos["final_info"]["metrics"].items() if key[0] != "_"},
             }
-            self._returns[i] = 0
-            self._lengths[i] = 0
+            self.returns[i] = 0
+            self.lengths[i] = 0
         changes = self._actions >= self.serving.simulation.layout.preempt_at
         return _without_mask(observation), (rewards - self.change_cost * changes).astype(np.float32), done, out
+
+    def observation(self) -> dict[str, NDArray[Any]]:
+        """The observation now; views of the current buffer."""
+        return _without_mask(self.serving.simulation.current.observation())
 
     def close(self) -> None:
         self.serving.close()

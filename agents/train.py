@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,22 @@ from mmsched_env.observation import layout_signature
 from .buffer import TimedRolloutBuffer
 from .callbacks import Checkpoints, Progress, SchedulerMetrics, Validations
 from .checkpoint import Checkpoint, read_checkpoint, require_layout
-from .config import AgentConfig, TrainConfig
+from .config import AgentConfig, ImitationConfig, TrainConfig
 from .imitation import Teachers, imitate
+from .improvement import fit
 from .mixed_vec_env import MixedVecEnv
 from .policies import policy_arguments
 from .ppo import AnchoredPPO
+from .resume import apply, capture
+from .rollouts import Explorer, Samples, joined
 from .sb3_vec_env import ServingSB3VecEnv
 from .validation import Validator
 
 LATEST = "latest.zip"
 BEST = "best.zip"
+CLONE = "clone.zip"
+CHUNK = 256
+"""states looked into between two looks for a signal"""
 SCALE_GAMMA = 0.995
 
 
@@ -64,26 +71,25 @@ def train(config: TrainConfig) -> TrainResult:
     run_dir = Path(config.run_dir)
     venv, serving = make_venv(config)
     model = make_model(config, venv, serving)
-    logger = configure(str(run_dir / "tensorboard"), ["tensorboard"])
-    model.set_logger(logger)
+    model.set_logger(configure(str(run_dir / "tensorboard"), ["tensorboard"]))
     latest = run_dir / LATEST
     if config.resume and latest.exists():
-        restore(model, venv, serving, config, latest)
+        restore(model, serving, config, latest)
 
     metrics = SchedulerMetrics()
-    checkpoints = Checkpoints(lambda: save(model, venv, serving, config), config.checkpoint_every)
-    progress = Progress(metrics, config.total_steps)
-    callbacks = [metrics, progress, checkpoints]
+    checkpoints = Checkpoints(lambda: save(model, serving, config), config.checkpoint_every)
+    callbacks = [metrics, Progress(metrics, config.total_steps), checkpoints]
     if config.validate_every:
         validator = Validator(config.envs, config.validation_episodes, config.validation_line)
-        callbacks.append(Validations(validator, config.validate_every, lambda: save_as(BEST, model, venv, serving, config)))
+        keep = partial(keep_best, model, serving, config)
+        callbacks.append(Validations(validator, config.validate_every, keep))
     with checkpoints.watching_signals():
-        if model.num_timesteps == 0 and config.agent.imitation.teacher is not None:
-            clone(model, serving, config, checkpoints)
+        if model.num_timesteps == 0:
+            warm_start(model, serving, config, checkpoints)
         steps = config.total_steps - model.num_timesteps
         if steps > 0 and checkpoints.stop_signal is None:
             model.learn(steps, callback=callbacks, reset_num_timesteps=model.num_timesteps == 0)
-        path = save(model, venv, serving, config)
+        path = save(model, serving, config)
     venv.close()
     stopped = checkpoints.stop_signal is not None
     if checkpoints.stop_signal is not None:
@@ -100,31 +106,73 @@ def train(config: TrainConfig) -> TrainResult:
     )
 
 
-def clone(model: AnchoredPPO, serving: Sequence[ServingSB3VecEnv], config: TrainConfig, stop: Checkpoints) -> None:
-    """Imitate the teacher, and hold on to what came of it."""
-    settings = config.agent.imitation
+def warm_start(model: AnchoredPPO, serving: Sequence[ServingSB3VecEnv], config: TrainConfig, stop: Checkpoints) -> None:
+    """Imitate the teacher, improve on it by rollouts, and hold on to what came of it in PPO."""
+    if config.start is not None:
+        start = read_checkpoint(config.start)
+        require_network(Path(config.start), start, config.agent)
+        model.policy.load_state_dict(start.policy)
+    elif config.agent.imitation.teacher is not None:
+        clone(model, serving, config.agent.imitation, stop)
+        checkpoint_of(model, serving, config).save(Path(config.run_dir) / CLONE)
+    else:
+        return
+    model.anchor()
+    if config.agent.improvement.rounds and stop.stop_signal is None:
+        improve(model, config, stop)
+        model.anchor()
+
+
+def clone(
+    model: AnchoredPPO, serving: Sequence[ServingSB3VecEnv], settings: ImitationConfig, stop: Checkpoints
+) -> None:
+    """Imitate the teacher."""
     assert settings.teacher is not None
     teachers = Teachers(settings.teacher, [part.serving.simulation for part in serving])
 
     def report(count: int, figures: dict[str, float]) -> bool:
-        for name, value in figures.items():
-            model.logger.record(f"imitation/{name}", value)
-        model.logger.dump(count)
+        _record(model, "imitation", count, figures)
         text = f"imitation of {settings.teacher}: {count:,} of {settings.steps:,} decisions, "
-        text += f"{figures['accuracy']:.1%} alike, value explains {figures['value_explained']:.0%}"
-        print(f"{text:<100}", end="\r" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
+        _line(text + f"{figures['accuracy']:.1%} alike, value explains {figures['value_explained']:.0%}")
         return stop.stop_signal is None
 
-    imitate(
-        model,
-        teachers,
-        settings.steps,
-        settings.learning_rate,
-        settings.batch_size,
-        settings.student_share,
-        report,
-    )
-    model.anchor()
+    imitate(model, teachers, settings, report)
+
+
+def improve(model: AnchoredPPO, config: TrainConfig, stop: Checkpoints) -> None:
+    """Rounds of rollouts from the policy's own states and of learning from all of them."""
+    settings = config.agent.improvement
+    explorers = [
+        Explorer(env, settings.rule, settings.width, settings.horizon_s, settings.share, 1000 * config.seed + at)
+        for at, env in enumerate(config.envs)
+    ]
+    found: list[list[Samples]] = [[] for _ in explorers]
+    for number in range(1, settings.rounds + 1):
+        for at, explorer in enumerate(explorers):
+            for _ in range(-(-settings.states // CHUNK)):
+                found[at].append(explorer.gather(model.policy, min(CHUNK, settings.states)))
+                count = sum(len(part.mask) for part in found[at])
+                _line(f"rollouts, round {number} of {settings.rounds}: scenario {at}, {count:,} states")
+                if stop.stop_signal is not None:
+                    return
+        assert model.reference is not None
+        figures = fit(model.policy, model.reference, [joined(parts) for parts in found], settings)
+        _record(model, "improvement", number, figures)
+        _line(f"round {number}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+
+
+def keep_best(model: AnchoredPPO, serving: Sequence[ServingSB3VecEnv], config: TrainConfig) -> None:
+    checkpoint_of(model, serving, config).save(Path(config.run_dir) / BEST)
+
+
+def _record(model: AnchoredPPO, group: str, step: int, figures: dict[str, float]) -> None:
+    for name, value in figures.items():
+        model.logger.record(f"{group}/{name}", value)
+    model.logger.dump(step)
+
+
+def _line(text: str) -> None:
+    print(f"{text:<100}", end="\r" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
 
 
 def make_venv(config: TrainConfig) -> tuple[VecEnv, list[ServingSB3VecEnv]]:
@@ -174,36 +222,42 @@ def make_model(config: TrainConfig, venv: VecEnv, serving: Sequence[ServingSB3Ve
     )
 
 
-def save(model: AnchoredPPO, venv: VecEnv, serving: Sequence[ServingSB3VecEnv], config: TrainConfig) -> Path:
-    """Write ``checkpoints/<steps>.zip``, and the same as ``latest.zip``; returns the latter's path."""
-    save_as(f"checkpoints/{model.num_timesteps:09d}.zip", model, venv, serving, config)
-    return save_as(LATEST, model, venv, serving, config)
+def save(model: AnchoredPPO, serving: Sequence[ServingSB3VecEnv], config: TrainConfig) -> Path:
+    """Write ``checkpoints/<steps>.zip``, and ``latest.zip`` with what it takes to go on; returns the latter's path."""
+    now = checkpoint_of(model, serving, config)
+    now.save(Path(config.run_dir) / "checkpoints" / f"{model.num_timesteps:09d}.zip")
+    if model._last_obs is not None:
+        now = dataclasses.replace(now, resume=capture(model, serving))
+    path = Path(config.run_dir) / LATEST
+    now.save(path)
+    return path
 
 
-def save_as(
-    name: str, model: AnchoredPPO, venv: VecEnv, serving: Sequence[ServingSB3VecEnv], config: TrainConfig
-) -> Path:
-    """Write a checkpoint into the run's folder; returns its path."""
-    returns = None
-    path = Path(config.run_dir) / name
-    checkpoint = Checkpoint(
+def checkpoint_of(model: AnchoredPPO, serving: Sequence[ServingSB3VecEnv], config: TrainConfig) -> Checkpoint:
+    """The policy as it is."""
+    return Checkpoint(
         layout=layout_signature(serving[0].serving.simulation.dims),
-        env=_values(config.envs[0]),
+        envs=[_values(env) for env in config.envs],
         agent=dataclasses.asdict(config.agent),
         seed=config.seed,
         num_steps=model.num_timesteps,
         num_updates=model._n_updates,
-        returns=returns,
         versions=_versions(),
-        parameters=dict(model.get_parameters()),
+        policy={name: x.detach().clone().contiguous() for name, x in model.policy.state_dict().items()},
     )
-    checkpoint.save(path)
-    return path
 
 
-def restore(model: AnchoredPPO, venv: VecEnv, serving: Sequence[ServingSB3VecEnv], config: TrainConfig, path: Path) -> None:
-    """Continue from a checkpoint."""
-    raise NotImplementedError
+def restore(model: AnchoredPPO, serving: Sequence[ServingSB3VecEnv], config: TrainConfig, path: Path) -> None:
+    """Go on from a checkpoint as if the run had never been stopped."""
+    checkpoint = read_checkpoint(path)
+    require_layout(path, checkpoint.layout, layout_signature(serving[0].serving.simulation.dims))
+    require_network(path, checkpoint, config.agent)
+    if checkpoint.resume is None or len(checkpoint.resume[1]["parts"]) != len(serving):
+        raise ConfigError(f"checkpoint {path} is of no run with these scenarios; accepted: the latest.zip of one")
+    model.policy.load_state_dict(checkpoint.policy)
+    model.num_timesteps = checkpoint.num_steps
+    model._n_updates = checkpoint.num_updates
+    apply(model, serving, *checkpoint.resume)
 
 
 def require_network(path: Path, checkpoint: Checkpoint, agent: AgentConfig) -> None:

@@ -107,10 +107,11 @@ def episodes_of(simulation: Simulation, decide: Decide) -> list[dict[str, Any]]:
     summaries: list[dict[str, Any]] = [{} for _ in range(count)]
     while running.any():
         outcomes = simulation.step(np.where(running, decide(), 0))
-        for env in np.flatnonzero(running & (outcomes["terminated"] | outcomes["truncated"]).astype(bool)):
-            summaries[env] = metrics.summary(simulation.episode_requests(int(env)), simulation.state[env])
+        ended = running & (outcomes["terminated"] | outcomes["truncated"]).astype(bool)
+        for env in np.flatnonzero(ended).tolist():
+            summaries[env] = metrics.summary(simulation.episode_requests(env), simulation.state[env])
             summaries[env][KEY] = summaries[env][KEY] if outcomes["terminated"][env] else np.inf
-            running[env] = False
+        running &= ~ended
     return summaries
 
 

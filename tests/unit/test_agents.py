@@ -13,17 +13,24 @@ from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_suppo
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecNormalize
 
-from mmsched_env.action import ActionLayout
+from mmsched_env.action import ActionLayout, Kind
+from mmsched_env.agents import extractors
 from mmsched_env.agents.buffer import TimedRolloutBuffer
 from mmsched_env.agents.checkpoint import layout_difference, read_checkpoint
 from mmsched_env.agents.config import AgentConfig, TrainConfig
 from mmsched_env.agents.distribution import MaskedCategorical
-from mmsched_env.agents.extractors import columns
+from mmsched_env.agents.estimates import NEVER_S, estimates
+from mmsched_env.agents.extractors import EntityExtractor, columns
+from mmsched_env.agents.imitation import Teacher
+from mmsched_env.agents.mixed_vec_env import MixedVecEnv
 from mmsched_env.agents.policies import policy_arguments
 from mmsched_env.agents.sb3_vec_env import ServingSB3VecEnv
-from mmsched_env.config import EnvConfig, LimitsConfig, SimConfig, build
+from mmsched_env.baselines.composite import expected_cost
+from mmsched_env.baselines.view import View
+from mmsched_env.config import EnvConfig, LimitsConfig, ModelsConfig, SimConfig, build
 from mmsched_env.errors import ConfigError
-from mmsched_env.observation import MASK_KEY, TABLE, layout_signature
+from mmsched_env.observation import BLOCKS, MASK_KEY, TABLE, layout_signature
+from mmsched_env.sim.jit import records
 from mmsched_env.sim.state import Dims
 from mmsched_env.vector_env import ServingVectorEnv
 from mmsched_env.workload import GeneratorConfig
@@ -189,6 +196,115 @@ def test_scorer_knows_no_order_of_the_queue():
     size = DIMS.G * DIMS.K
     rated, mixed = (network.get_distribution(x).logits[:, 1 : 1 + DIMS.Q * size] for x in (batch, shuffled))
     torch.testing.assert_close(mixed.view(-1, DIMS.Q, size), rated.view(-1, DIMS.Q, size)[:, order])
+
+
+def test_estimates_are_the_composite_rules(monkeypatch):
+    """Along episodes that the rule decides, the same expected cost for every request, GPU and level."""
+    adapter = ServingSB3VecEnv(16, EnvConfig(workload=GeneratorConfig(num_requests=60, rate_per_s=3.0)))
+    adapter.seed(1)
+    seen = adapter.reset()
+    simulation = adapter.serving.simulation
+    teacher = Teacher("composite", simulation)
+    extractor = EntityExtractor(adapter.observation_space, DIMS)
+    costs = []
+    monkeypatch.setattr(extractors, "estimates", lambda *arguments: costs.append(estimates(*arguments)) or costs[-1])
+    compared = waiting = 0
+    for step in range(150):
+        actions = teacher.decide().copy()
+        if step % 30 == 29:
+            current = simulation.current
+            batch = View._make([*(records(current.records[b]) for b in BLOCKS), current.mask, records(teacher.memory)])
+            entities = extractor({block: torch.as_tensor(values.copy()) for block, values in seen.items()})
+            found = costs[-1][1].numpy()
+            for row, (env, slot, gpu) in enumerate(_places(entities.pair_at)):
+                view = View(*(part[env] for part in batch))
+                expected = [expected_cost(view, slot, gpu, k, teacher.rule.knobs) for k in range(DIMS.K)]
+                np.testing.assert_allclose(found[row], np.minimum(expected, NEVER_S), rtol=1e-3, atol=1e-2)
+                compared += DIMS.K
+                waiting += int(np.isfinite(expected).any())
+        seen, *_ = adapter.step(actions)
+    assert compared > 1000 and waiting > 100
+
+
+def _places(pair_at):
+    """(environment, queue slot, GPU) of rows (b Q + q) G + g."""
+    return [(at // DIMS.G // DIMS.Q, at // DIMS.G % DIMS.Q, at % DIMS.G) for at in pair_at.tolist()]
+
+
+LARGER = LimitsConfig(queue=24, gpus=7, hosts=3, models=11, slots=3)
+
+
+def test_a_scorers_logits_do_not_depend_on_padding():
+    """The same cluster and trace in larger limits: every action has the logit it had, and so have the values."""
+    config = EnvConfig(workload=GeneratorConfig(num_requests=40, rate_per_s=5.0))
+    plain, padded = ServingSB3VecEnv(4, config), ServingSB3VecEnv(4, dataclasses.replace(config, limits=LARGER))
+    dims = Dims.of(LARGER)
+    networks = []
+    for adapter, sizes in ((plain, DIMS), (padded, dims)):
+        kind, arguments = policy_arguments("scorer", (32,), sizes)
+        networks.append(kind(adapter.observation_space, adapter.action_space, lambda _: 1e-3, **arguments))
+    networks[1].load_state_dict(networks[0].state_dict())
+    same = _actions_in_larger(ActionLayout(DIMS), ActionLayout(dims))
+    observations = []
+    for adapter in (plain, padded):
+        adapter.seed(3)
+        observations.append(adapter.reset())
+    compared = 0
+    for _ in range(60):
+        masks = plain.action_masks()
+        if observations[0]["globals"][:, 0, 3].max() > 0:  # beyond the smaller window: the queues differ
+            break
+        np.testing.assert_array_equal(masks, padded.action_masks()[:, same])
+        batches = [{block: torch.as_tensor(values.copy()) for block, values in seen.items()} for seen in observations]
+        ours, theirs = (n.get_distribution(b).logits for n, b in zip(networks, batches, strict=True))
+        torch.testing.assert_close(theirs[:, same], ours, rtol=1e-4, atol=1e-4)
+        values = [n.predict_values(b) for n, b in zip(networks, batches, strict=True)]
+        torch.testing.assert_close(values[1], values[0], rtol=1e-4, atol=1e-4)
+        actions = first_legal_dispatch(masks)
+        observations = [plain.step(actions)[0], padded.step(np.array([same[a] for a in actions]))[0]]
+        compared += 1
+    assert compared >= 10
+
+
+def _actions_in_larger(small, large):
+    """Index in the larger layout of each action of the smaller one."""
+    same = [0]
+    for index in range(1, small.size):
+        action = small.decode(index)
+        slot = action.gpu * large.dims.S + action.slot
+        if action.kind == Kind.DISPATCH:
+            same.append(large.dispatch(action.queue_slot, action.gpu, action.level))
+        elif action.kind == Kind.PREEMPT:
+            same.append(large.preempt(slot, action.scope == 0))
+        else:
+            same.append(large.offload(slot, action.level))
+    return np.array(same)
+
+
+def test_a_mixture_is_its_parts_in_a_row():
+    other = dataclasses.replace(SHORT, models=ModelsConfig(names=("llama-3.2-1b-f16", "qwen2.5-3b-f16")))
+    alone = [ServingSB3VecEnv(2, config) for config in (SHORT, other)]
+    mixed = MixedVecEnv([ServingSB3VecEnv(2, config) for config in (SHORT, other)])
+    mixed.seed(7)
+    seen = mixed.reset()
+    for at, part in enumerate(alone):
+        part.seed(7 + 2 * at)
+        part.reset()
+    for _ in range(60):
+        masks = np.stack(get_action_masks(mixed))
+        np.testing.assert_array_equal(masks, np.concatenate([part.action_masks() for part in alone]))
+        actions = first_legal_dispatch(masks)
+        seen, rewards, done, infos = mixed.step(actions)
+        for at, part in enumerate(alone):
+            rows = slice(2 * at, 2 * at + 2)
+            expected, part_rewards, part_done, part_infos = part.step(actions[rows])
+            for block, values in expected.items():
+                np.testing.assert_array_equal(seen[block][rows], values)
+            np.testing.assert_array_equal(rewards[rows], part_rewards)
+            np.testing.assert_array_equal(done[rows], part_done)
+            assert [bool(info) for info in infos[rows]] == [bool(info) for info in part_infos]
+    with pytest.raises(ConfigError, match="scenario 1 of the training has other limits"):
+        MixedVecEnv([ServingSB3VecEnv(1, SHORT), ServingSB3VecEnv(1, dataclasses.replace(SHORT, limits=LARGER))])
 
 
 def test_masked_distribution_is_sb3_contribs():
