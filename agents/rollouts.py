@@ -26,6 +26,10 @@ from mmsched_env.observation import MASK_KEY
 from .imitation import Teacher
 
 
+MAX_DECISIONS = 5000
+"""of a rollout"""
+
+
 @dataclass(frozen=True)
 class Samples:
     """N states with C candidates each."""
@@ -125,14 +129,8 @@ class Explorer:
         """Returns of all candidates of all states, the rule deciding after the first action."""
         for at, (_, snapshot, _) in enumerate(states):
             self.branches.restore(snapshot, slice(at * self.width, (at + 1) * self.width))
-        actions = np.concatenate([candidates for *_, candidates in states])
-        returns = np.zeros(len(actions))
-        running = np.ones(len(actions), bool)
-        while running.any():
-            outcomes = self.branches.step(actions)
-            returns += np.where(running, outcomes["reward"], 0.0)
-            running &= ~(outcomes["terminated"] | outcomes["truncated"]).astype(bool)
-            actions = self.roller.decide()
+        returns = self.branches.step(np.concatenate([candidates for *_, candidates in states]))["reward"].copy()
+        self.roller.rule.play_batch(self.branches, self.roller.memory, MAX_DECISIONS, returns)
         table = returns.reshape(len(states), self.width)
         observation = {key: np.stack([one[key] for one in seen]) for key in seen[0]}
         mask = observation.pop(MASK_KEY)
