@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
 from .validation import Validator
@@ -80,25 +81,27 @@ class Validations(BaseCallback):
     def _on_rollout_start(self) -> None:
         if self.model.num_timesteps >= self.next:
             self.next = (self.model.num_timesteps // self.every + 1) * self.every
-            self.validate()
+            self.validate(self.model)
 
     def _on_training_end(self) -> None:
-        self.validate()
+        self.validate(self.model)
 
     def _on_step(self) -> bool:
         return True
 
-    def validate(self) -> None:
-        found = self.validator(self.model.policy)  # type: ignore[arg-type]
+    def validate(self, model: BaseAlgorithm, label: str = "") -> None:
+        """Run the policy as it is, and keep it if it is the best so far."""
+        found = self.validator(model.policy)  # type: ignore[arg-type]
         for at, ratio in enumerate(found.ratios):
-            self.logger.record(f"validation/ratio_{at}", float(ratio))
+            model.logger.record(f"validation/ratio_{at}", float(ratio))
         for name in FIGURES:
-            self.logger.record(f"validation/{name}", float(np.nanmean(found.ours[name])))
-            self.logger.record(f"validation_line/{name}", float(np.nanmean(found.line[name])))
-        self.logger.record("validation/score", found.score)
-        self.logger.dump(self.model.num_timesteps)
+            model.logger.record(f"validation/{name}", float(np.nanmean(found.ours[name])))
+            model.logger.record(f"validation_line/{name}", float(np.nanmean(found.line[name])))
+        model.logger.record("validation/score", found.score)
+        model.logger.dump(model.num_timesteps)
         ratios = ", ".join(f"{ratio:.3f}" for ratio in found.ratios)
-        print(f"validation at {self.model.num_timesteps:,}: {found.score:.4f} ({ratios})", file=sys.stderr, flush=True)
+        label = label or f"{model.num_timesteps:,} steps"
+        print(f"validation, {label}: {found.score:.4f} of {self.validator.rule} ({ratios})", file=sys.stderr, flush=True)
         if found.score < self.best:
             self.best = found.score
             self.keep()

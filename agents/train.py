@@ -79,13 +79,14 @@ def train(config: TrainConfig) -> TrainResult:
     metrics = SchedulerMetrics()
     checkpoints = Checkpoints(lambda: save(model, serving, config), config.checkpoint_every)
     callbacks = [metrics, Progress(metrics, config.total_steps), checkpoints]
+    validations = None
     if config.validate_every:
         validator = Validator(config.envs, config.validation_episodes, config.validation_line)
-        keep = partial(keep_best, model, serving, config)
-        callbacks.append(Validations(validator, config.validate_every, keep))
+        validations = Validations(validator, config.validate_every, partial(keep_best, model, serving, config))
+        callbacks.append(validations)
     with checkpoints.watching_signals():
         if model.num_timesteps == 0:
-            warm_start(model, serving, config, checkpoints)
+            warm_start(model, serving, config, checkpoints, validations)
         steps = config.total_steps - model.num_timesteps
         if steps > 0 and checkpoints.stop_signal is None:
             model.learn(steps, callback=callbacks, reset_num_timesteps=model.num_timesteps == 0)
@@ -106,7 +107,13 @@ def train(config: TrainConfig) -> TrainResult:
     )
 
 
-def warm_start(model: AnchoredPPO, serving: Sequence[ServingSB3VecEnv], config: TrainConfig, stop: Checkpoints) -> None:
+def warm_start(
+    model: AnchoredPPO,
+    serving: Sequence[ServingSB3VecEnv],
+    config: TrainConfig,
+    stop: Checkpoints,
+    validations: Validations | None,
+) -> None:
     """Imitate the teacher, improve on it by rollouts, and hold on to what came of it in PPO."""
     if config.start is not None:
         start = read_checkpoint(config.start)
@@ -119,7 +126,7 @@ def warm_start(model: AnchoredPPO, serving: Sequence[ServingSB3VecEnv], config: 
         return
     model.anchor()
     if config.agent.improvement.rounds and stop.stop_signal is None:
-        improve(model, config, stop)
+        improve(model, config, stop, validations)
         model.anchor()
 
 
@@ -139,7 +146,7 @@ def clone(
     imitate(model, teachers, settings, report)
 
 
-def improve(model: AnchoredPPO, config: TrainConfig, stop: Checkpoints) -> None:
+def improve(model: AnchoredPPO, config: TrainConfig, stop: Checkpoints, validations: Validations | None) -> None:
     """Rounds of rollouts from the policy's own states and of learning from all of them."""
     settings = config.agent.improvement
     explorers = [
@@ -159,6 +166,8 @@ def improve(model: AnchoredPPO, config: TrainConfig, stop: Checkpoints) -> None:
         figures = fit(model.policy, model.reference, [joined(parts) for parts in found], settings)
         _record(model, "improvement", number, figures)
         _line(f"round {number}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+        if validations is not None:
+            validations.validate(model, f"round {number} of improvement")
 
 
 def keep_best(model: AnchoredPPO, serving: Sequence[ServingSB3VecEnv], config: TrainConfig) -> None:
