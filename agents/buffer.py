@@ -36,7 +36,7 @@ class TimedRolloutBuffer(MaskableDictRolloutBuffer):
         trace_s: float,
         **kwargs: Any,
     ) -> None:
-        self._elapsed_s = elapsed_s
+        self.elapsed_s = elapsed_s
         self.horizon_s = horizon_s
         self.trace_s = trace_s
         super().__init__(*args, **kwargs)
@@ -46,7 +46,7 @@ class TimedRolloutBuffer(MaskableDictRolloutBuffer):
         super().reset()
 
     def add(self, *args: Any, **kwargs: Any) -> None:
-        self.seconds[self.pos] = self._elapsed_s()
+        self.seconds[self.pos] = self.elapsed_s()
         super().add(*args, **kwargs)
 
     def compute_returns_and_advantage(self, last_values: Tensor, dones: NDArray[np.bool_]) -> None:

@@ -101,7 +101,9 @@ class Validations(BaseCallback):
         model.logger.dump(model.num_timesteps)
         ratios = ", ".join(f"{ratio:.3f}" for ratio in found.ratios)
         label = label or f"{model.num_timesteps:,} steps"
-        print(f"validation, {label}: {found.score:.4f} of {self.validator.rule} ({ratios})", file=sys.stderr, flush=True)
+        print(
+            f"validation, {label}: {found.score:.4f} of {self.validator.rule} ({ratios})", file=sys.stderr, flush=True
+        )
         if found.score < self.best:
             self.best = found.score
             self.keep()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from mmsched_env.config import EnvConfig
 from mmsched_env.errors import ConfigError
 
-ALGORITHMS = ("maskable_ppo",)
+ALGORITHMS = ("maskable_ppo", "dqn")
 POLICIES = ("scorer", "mlp")
 
 
@@ -69,6 +69,42 @@ class ImprovementConfig:
 
 
 @dataclass(frozen=True)
+class CurriculumConfig:
+    """Short episodes at a low load first."""
+
+    until: float = 0.0
+    """share of the steps after which episodes are the scenario's own; 0: from the beginning"""
+    length: float = 0.25
+    """of the first episodes, as a share of the scenario's"""
+    load: float = 0.7
+    """likewise"""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.until <= 1, "until", self.until, "a number in [0, 1]", "agent.curriculum.")
+        for key in ("length", "load"):
+            _require(0 < getattr(self, key) <= 1, key, getattr(self, key), "a number in (0, 1]", "agent.curriculum.")
+
+
+@dataclass(frozen=True)
+class DqnConfig:
+    """What only algorithm=dqn goes by; it shares n_steps, batch_size, n_epochs (uses of a decision) and the discount."""
+
+    memory: int = 20_000
+    """decisions that are kept for replay"""
+    target_every: int = 200
+    """updates between two copies into the target network"""
+    explore_first: float = 0.2
+    """share of actions drawn from all legal ones at the start; changes linearly"""
+    explore_last: float = 0.01
+
+    def __post_init__(self) -> None:
+        for key in ("memory", "target_every"):
+            _require(getattr(self, key) >= 1, key, getattr(self, key), "a whole number >= 1", "agent.dqn.")
+        for key in ("explore_first", "explore_last"):
+            _require(0 <= getattr(self, key) <= 1, key, getattr(self, key), "a number in [0, 1]", "agent.dqn.")
+
+
+@dataclass(frozen=True)
 class AgentConfig:
     """Algorithm, network and hyperparameters."""
 
@@ -79,6 +115,8 @@ class AgentConfig:
     """widths of the hidden layers; a scorer has one width"""
     imitation: ImitationConfig = field(default_factory=ImitationConfig)
     improvement: ImprovementConfig = field(default_factory=ImprovementConfig)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    dqn: DqnConfig = field(default_factory=DqnConfig)
     learning_rate: float = 3e-4
     """at the start; falls linearly to a tenth of it"""
     n_steps: int = 128

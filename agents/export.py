@@ -81,7 +81,9 @@ def export(checkpoint: str | Path, path: str | Path, dims: Dims | None = None) -
 
 def main(arguments: Sequence[str]) -> None:
     if len(arguments) < 2 or not arguments[1].endswith(".onnx"):
-        hydra_app.fail("export needs CHECKPOINT.zip POLICY.onnx, and may be given key=value settings of the environment")
+        hydra_app.fail(
+            "export needs CHECKPOINT.zip POLICY.onnx, and may be given key=value settings of the environment"
+        )
 
     def run() -> None:
         checkpoint, path, *overrides = arguments

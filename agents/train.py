@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
@@ -26,6 +27,8 @@ from .buffer import TimedRolloutBuffer
 from .callbacks import Checkpoints, Progress, SchedulerMetrics, Validations
 from .checkpoint import Checkpoint, read_checkpoint, require_layout
 from .config import AgentConfig, ImitationConfig, TrainConfig
+from .curriculum import Curriculum
+from .dqn import MaskedDQN
 from .imitation import Teachers, imitate
 from .improvement import fit
 from .mixed_vec_env import MixedVecEnv
@@ -78,7 +81,9 @@ def train(config: TrainConfig) -> TrainResult:
 
     metrics = SchedulerMetrics()
     checkpoints = Checkpoints(lambda: save(model, serving, config), config.checkpoint_every)
-    callbacks = [metrics, Progress(metrics, config.total_steps), checkpoints]
+    callbacks: list[BaseCallback] = [metrics, Progress(metrics, config.total_steps), checkpoints]
+    if config.agent.curriculum.until > 0:
+        callbacks.append(Curriculum(serving, config.agent.curriculum, config.total_steps))
     validations = None
     if config.validate_every:
         validator = Validator(config.envs, config.validation_episodes, config.validation_line)
@@ -203,9 +208,11 @@ def make_model(config: TrainConfig, venv: VecEnv, serving: Sequence[ServingSB3Ve
     agent = config.agent
     simulation = serving[0].serving.simulation
     policy, arguments = policy_arguments(agent.policy, agent.net_arch, simulation.dims)
-    return AnchoredPPO(
+    algorithm, own = (MaskedDQN, {"dqn": agent.dqn}) if agent.algorithm == "dqn" else (AnchoredPPO, {})
+    return algorithm(
         policy,
         venv,
+        **own,
         layout=simulation.layout,
         kl_coef=lambda left: agent.kl_coef * max(0.0, 1 - (1 - left) / agent.kl_share),
         policy_kwargs=arguments,

@@ -374,6 +374,8 @@ def test_yaml_and_dataclass_have_the_same_values():
         ({"agent": {"net_arch": [64, 64]}}, "agent.net_arch"),
         ({"agent": {"gamma": 1.5}}, "agent.gamma is 1.5"),
         ({"num_envs": 0}, "num_envs is 0"),
+        ({"agent": {"imitation": {"steps": 0}}}, "agent.imitation.steps is 0"),
+        ({"agent": {"improvement": {"width": 1}}}, "agent.improvement.width is 1"),
     ],
 )
 def test_wrong_values_are_named(values, message):
