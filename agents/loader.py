@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmsched_env.errors import ConfigError
 from mmsched_env.policy import Policy
 
 

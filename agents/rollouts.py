@@ -25,7 +25,6 @@ from mmsched_env.observation import MASK_KEY
 
 from .imitation import Teacher
 
-
 MAX_DECISIONS = 5000
 """of a rollout"""
 
