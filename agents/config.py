@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from mmsched_env.config import EnvConfig
 from mmsched_env.errors import ConfigError
 
-ALGORITHMS = ("maskable_ppo", "dqn")
+ALGORITHMS = ("maskable_ppo",)
 POLICIES = ("scorer", "mlp")
 
 
@@ -86,25 +86,6 @@ class CurriculumConfig:
 
 
 @dataclass(frozen=True)
-class DqnConfig:
-    """What only algorithm=dqn goes by; it shares n_steps, batch_size, n_epochs (uses of a decision) and the discount."""
-
-    memory: int = 20_000
-    """decisions that are kept for replay"""
-    target_every: int = 200
-    """updates between two copies into the target network"""
-    explore_first: float = 0.2
-    """share of actions drawn from all legal ones at the start; changes linearly"""
-    explore_last: float = 0.01
-
-    def __post_init__(self) -> None:
-        for key in ("memory", "target_every"):
-            _require(getattr(self, key) >= 1, key, getattr(self, key), "a whole number >= 1", "agent.dqn.")
-        for key in ("explore_first", "explore_last"):
-            _require(0 <= getattr(self, key) <= 1, key, getattr(self, key), "a number in [0, 1]", "agent.dqn.")
-
-
-@dataclass(frozen=True)
 class AgentConfig:
     """Algorithm, network and hyperparameters."""
 
@@ -116,7 +97,6 @@ class AgentConfig:
     imitation: ImitationConfig = field(default_factory=ImitationConfig)
     improvement: ImprovementConfig = field(default_factory=ImprovementConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
-    dqn: DqnConfig = field(default_factory=DqnConfig)
     learning_rate: float = 3e-4
     """at the start; falls linearly to a tenth of it"""
     n_steps: int = 128

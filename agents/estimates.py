@@ -1,8 +1,8 @@
-"""What each placement of each waiting request is expected to cost: the composite rule's own figures, as tensors.
+"""What each placement of each waiting request is expected to cost: after the composite rule, as tensors.
 
 A network that has to find them in the raw fields spends its training on arithmetic: sums of products, the order in
-which instances will leave a GPU, the least over all placements. `baselines/composite.py` has the same as a loop; a test
-compares the two.
+which instances will leave a GPU, the least over all placements. They follow `baselines/composite.py` as it was
+before it counted harm to others and preempted; no test compares the two.
 """
 
 from __future__ import annotations

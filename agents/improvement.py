@@ -45,12 +45,12 @@ def fit(
     figures: dict[str, list[float]] = {}
     for _ in range(settings.epochs):
         figures = defaultdict(list)
-        for rows in torch.split(torch.randperm(len(gains)), settings.batch_size):  # type: ignore[no-untyped-call]
+        for rows in torch.split(torch.randperm(len(gains)), settings.batch_size):
             logits, _ = logits_and_values(policy, {key: x[rows] for key, x in blocks.items()}, masks[rows])
             loss = _ranking_loss(logits.gather(1, candidates[rows]), gains[rows])
             held = functional.cross_entropy(logits, anchors[rows])
             optimizer.zero_grad()
-            (loss + settings.anchor * held).backward()  # type: ignore[no-untyped-call]
+            (loss + settings.anchor * held).backward()
             torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
             optimizer.step()
             schedule.step()
@@ -89,6 +89,6 @@ def _probabilities(policy: MaskableActorCriticPolicy, blocks: dict[str, Tensor],
     with torch.no_grad():
         parts = [
             logits_and_values(policy, {key: x[rows] for key, x in blocks.items()}, masks[rows])[0].softmax(-1)
-            for rows in torch.split(torch.arange(len(masks)), 1024)  # type: ignore[no-untyped-call]
+            for rows in torch.split(torch.arange(len(masks)), 1024)
         ]
     return torch.cat(parts)

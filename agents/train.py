@@ -28,7 +28,6 @@ from .callbacks import Checkpoints, Progress, SchedulerMetrics, Validations
 from .checkpoint import Checkpoint, read_checkpoint, require_layout
 from .config import AgentConfig, ImitationConfig, TrainConfig
 from .curriculum import Curriculum
-from .dqn import MaskedDQN
 from .imitation import Teachers, imitate
 from .improvement import fit
 from .mixed_vec_env import MixedVecEnv
@@ -208,11 +207,9 @@ def make_model(config: TrainConfig, venv: VecEnv, serving: Sequence[ServingSB3Ve
     agent = config.agent
     simulation = serving[0].serving.simulation
     policy, arguments = policy_arguments(agent.policy, agent.net_arch, simulation.dims)
-    algorithm, own = (MaskedDQN, {"dqn": agent.dqn}) if agent.algorithm == "dqn" else (AnchoredPPO, {})
-    return algorithm(
+    return AnchoredPPO(
         policy,
         venv,
-        **own,
         layout=simulation.layout,
         kl_coef=lambda left: agent.kl_coef * max(0.0, 1 - (1 - left) / agent.kl_share),
         policy_kwargs=arguments,

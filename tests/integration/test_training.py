@@ -20,7 +20,6 @@ from mmsched_env.agents.checkpoint import read_checkpoint
 from mmsched_env.agents.config import (
     AgentConfig,
     CurriculumConfig,
-    DqnConfig,
     ImitationConfig,
     ImprovementConfig,
     TrainConfig,
@@ -232,16 +231,6 @@ def test_one_checkpoint_serves_other_clusters_and_models(tmp_path, gpus):
     config = dataclasses.replace(ENV, cluster=cluster, models=models, limits=limits)
     trace = config.workload.sample(1, models.names)
     assert run_episode(Simulation(config, 1), load_policy(path), trace, 1).rows["finished"].all()
-
-
-def test_dqn_runs_and_can_be_loaded(tmp_path):
-    agent = dataclasses.replace(AGENT, algorithm="dqn", n_steps=8, batch_size=32, n_epochs=1, dqn=DqnConfig(memory=400))
-    result = train(configuration(tmp_path, agent=agent))
-    assert result.num_steps == 512
-    before = train(configuration(tmp_path / "short", agent=agent, total_steps=32)).checkpoint
-    assert any(not torch.equal(x, weights(before)[name]) for name, x in weights(result.checkpoint).items())
-    trace = ENV.workload.sample(1, ENV.models.names)
-    assert run_episode(Simulation(ENV, 1), load_policy(result.checkpoint), trace, 1).summary["decisions"] > 0
 
 
 def test_a_curriculum_ends_at_the_scenario(tmp_path):

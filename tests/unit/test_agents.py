@@ -14,23 +14,17 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecNormalize
 
 from mmsched_env.action import ActionLayout, Kind
-from mmsched_env.agents import extractors
 from mmsched_env.agents.buffer import TimedRolloutBuffer
 from mmsched_env.agents.checkpoint import layout_difference, read_checkpoint
 from mmsched_env.agents.config import AgentConfig, TrainConfig
 from mmsched_env.agents.distribution import MaskedCategorical
-from mmsched_env.agents.estimates import NEVER_S, estimates
-from mmsched_env.agents.extractors import EntityExtractor, columns
-from mmsched_env.agents.imitation import Teacher
+from mmsched_env.agents.extractors import columns
 from mmsched_env.agents.mixed_vec_env import MixedVecEnv
 from mmsched_env.agents.policies import policy_arguments
 from mmsched_env.agents.sb3_vec_env import ServingSB3VecEnv
-from mmsched_env.baselines.composite import expected_cost
-from mmsched_env.baselines.view import View
 from mmsched_env.config import EnvConfig, LimitsConfig, ModelsConfig, SimConfig, build
 from mmsched_env.errors import ConfigError
-from mmsched_env.observation import BLOCKS, MASK_KEY, TABLE, layout_signature
-from mmsched_env.sim.jit import records
+from mmsched_env.observation import MASK_KEY, TABLE, layout_signature
 from mmsched_env.sim.state import Dims
 from mmsched_env.vector_env import ServingVectorEnv
 from mmsched_env.workload import GeneratorConfig
@@ -196,39 +190,6 @@ def test_scorer_knows_no_order_of_the_queue():
     size = DIMS.G * DIMS.K
     rated, mixed = (network.get_distribution(x).logits[:, 1 : 1 + DIMS.Q * size] for x in (batch, shuffled))
     torch.testing.assert_close(mixed.view(-1, DIMS.Q, size), rated.view(-1, DIMS.Q, size)[:, order])
-
-
-def test_estimates_are_the_composite_rules(monkeypatch):
-    """Along episodes that the rule decides, the same expected cost for every request, GPU and level."""
-    adapter = ServingSB3VecEnv(16, EnvConfig(workload=GeneratorConfig(num_requests=60, rate_per_s=3.0)))
-    adapter.seed(1)
-    seen = adapter.reset()
-    simulation = adapter.serving.simulation
-    teacher = Teacher("composite", simulation)
-    extractor = EntityExtractor(adapter.observation_space, DIMS)
-    costs = []
-    monkeypatch.setattr(extractors, "estimates", lambda *arguments: costs.append(estimates(*arguments)) or costs[-1])
-    compared = waiting = 0
-    for step in range(150):
-        actions = teacher.decide().copy()
-        if step % 30 == 29:
-            current = simulation.current
-            batch = View._make([*(records(current.records[b]) for b in BLOCKS), current.mask, records(teacher.memory)])
-            entities = extractor({block: torch.as_tensor(values.copy()) for block, values in seen.items()})
-            found = costs[-1][1].numpy()
-            for row, (env, slot, gpu) in enumerate(_places(entities.pair_at)):
-                view = View(*(part[env] for part in batch))
-                expected = [expected_cost(view, slot, gpu, k, teacher.rule.knobs) for k in range(DIMS.K)]
-                np.testing.assert_allclose(found[row], np.minimum(expected, NEVER_S), rtol=1e-3, atol=1e-2)
-                compared += DIMS.K
-                waiting += int(np.isfinite(expected).any())
-        seen, *_ = adapter.step(actions)
-    assert compared > 1000 and waiting > 100
-
-
-def _places(pair_at):
-    """(environment, queue slot, GPU) of rows (b Q + q) G + g."""
-    return [(at // DIMS.G // DIMS.Q, at // DIMS.G % DIMS.Q, at % DIMS.G) for at in pair_at.tolist()]
 
 
 LARGER = LimitsConfig(queue=24, gpus=7, hosts=3, models=11, slots=3)
