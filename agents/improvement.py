@@ -50,7 +50,7 @@ def fit(
             loss = _ranking_loss(logits.gather(1, candidates[rows]), gains[rows])
             held = functional.cross_entropy(logits, anchors[rows])
             optimizer.zero_grad()
-            (loss + settings.anchor * held).backward()
+            (loss + settings.anchor * held).backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
             optimizer.step()
             schedule.step()
