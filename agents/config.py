@@ -92,6 +92,8 @@ class AgentConfig:
     algorithm: str = "maskable_ppo"
     policy: str = "scorer"
     """scorer (rates each action with shared weights) or mlp (one vector in, all logits out)"""
+    advisers: tuple[str, ...] = ("composite",)
+    """rules of conf/policy whose actions a scorer sees; a fresh one follows the first; none: it starts from the estimates"""
     net_arch: tuple[int, ...] = (64,)
     """widths of the hidden layers; a scorer has one width"""
     imitation: ImitationConfig = field(default_factory=ImitationConfig)
@@ -134,6 +136,8 @@ class AgentConfig:
     def __post_init__(self) -> None:
         _require(self.algorithm in ALGORITHMS, "algorithm", self.algorithm, ", ".join(ALGORITHMS))
         _require(self.policy in POLICIES, "policy", self.policy, " or ".join(POLICIES))
+        ok = not self.advisers or self.policy == "scorer"
+        _require(ok, "advisers", list(self.advisers), "[] with policy=mlp, which takes no advice")
         one_width = self.policy != "scorer" or len(self.net_arch) == 1
         widths = len(self.net_arch) >= 1 and all(width >= 1 for width in self.net_arch)
         _require(widths and one_width, "net_arch", self.net_arch, "whole numbers >= 1, a single one with policy=scorer")

@@ -20,7 +20,8 @@ from mmsched_env.observation import BLOCKS, MASK_KEY, block_shape, block_width, 
 from mmsched_env.sim.state import Dims
 
 from .checkpoint import read_checkpoint
-from .onnx_policy import LAYOUT_KEY
+from .learner import ADVICE_KEY
+from .onnx_policy import ADVISERS_KEY, LAYOUT_KEY
 from .ppo import logits_and_values
 from .trained import dims_of, network
 
@@ -29,15 +30,15 @@ OPSET = 18
 
 
 class _Logits(nn.Module):
-    """Blocks and mask, in a fixed order, to masked logits."""
+    """What a learner sees, in a fixed order, to masked logits."""
 
-    def __init__(self, policy: nn.Module) -> None:
+    def __init__(self, policy: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
-        self.policy = policy
+        self.policy, self.names = policy, names
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        *blocks, mask = inputs
-        return logits_and_values(self.policy, dict(zip(BLOCKS, blocks, strict=True)), mask)[0]  # type: ignore[arg-type]
+        seen = dict(zip(self.names, inputs, strict=True))
+        return logits_and_values(self.policy, seen, seen[MASK_KEY])[0]  # type: ignore[arg-type]
 
 
 def export(checkpoint: str | Path, path: str | Path, dims: Dims | None = None) -> Path:
@@ -52,26 +53,30 @@ def export(checkpoint: str | Path, path: str | Path, dims: Dims | None = None) -
 
     found = read_checkpoint(checkpoint)
     dims = dims or dims_of(Path(checkpoint), found)
-    module = _Logits(network(Path(checkpoint), found, dims)).eval()
-    blocks = [torch.zeros(1, *block_shape(block, dims), block_width(block, dims)) for block in BLOCKS]
-    for block in blocks:  # a first row that holds something: an export without any would leave out what is done with it
-        block[..., 0] = 1.0
-    mask = torch.ones(1, dims.A, dtype=torch.bool)
+    advisers = list(found.agent["advisers"])
+    inputs = {block: torch.zeros(1, *block_shape(block, dims), block_width(block, dims)) for block in BLOCKS}
+    for rows in inputs.values():  # something in every row: an export without any would leave out what is done with it
+        rows[..., 0] = 1.0
+    inputs[MASK_KEY] = torch.ones(1, dims.A)
+    if advisers:
+        inputs[ADVICE_KEY] = torch.zeros(1, len(advisers))
+    module = _Logits(network(Path(checkpoint), found, dims), list(inputs)).eval()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         torch.onnx.export(
             module,
-            (*blocks, mask),
+            tuple(inputs.values()),
             str(temporary),
-            input_names=[*BLOCKS, MASK_KEY],
+            input_names=list(inputs),
             output_names=["logits"],
             opset_version=OPSET,
             dynamo=False,
         )
         model = onnx.load(str(temporary))
         model.metadata_props.add(key=LAYOUT_KEY, value=json.dumps(layout_signature(dims)))
+        model.metadata_props.add(key=ADVISERS_KEY, value=json.dumps(advisers))
         onnx.save(model, str(temporary))
         temporary.replace(path)
     finally:

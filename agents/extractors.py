@@ -9,11 +9,12 @@ import torch
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from mmsched_env.observation import BLOCKS, block_dtype, block_shape, block_width
-from mmsched_env.sim.state import Dims
+from mmsched_env.observation import BLOCKS, MASK_KEY, block_dtype, block_shape, block_width
+from mmsched_env.sim.state import NUM_SCOPES, Dims
 
-from .estimates import FIELDS, Rows, estimates
+from .estimates import FIELDS, GpuState, Rows, estimates
 from .estimates import log1p10 as squash
+from .learner import ADVICE_KEY
 
 FINE = ("token_s", "step_s", "level_step_s", "arrivals_per_s")
 """fields whose typical values are hundredths; they are multiplied by 100 before squashing"""
@@ -63,13 +64,13 @@ class Entities:
     pair_gpu: Tensor
     """(P,) row b G + g"""
     pairs: Tensor
-    """(P, F + K E)"""
+    """(P, F + K (E + R))"""
     estimates: Tensor
-    """(P, K, E) see estimates.py; the last fields of `pairs`"""
+    """(P, K, E) see estimates.py; fields of `pairs`"""
     instance_at: Tensor
     """(N',) row b I + i of each instance"""
     instances: Tensor
-    """(N', F + 1)"""
+    """(N', F + 1 + (2 + K) R)"""
     instance_model: Tensor
     """(N',) row b M + m"""
     idle: Tensor
@@ -86,22 +87,26 @@ class Entities:
     """(B, M, 1)"""
     whole: Tensor
     """(B, F)"""
+    advice: Tensor
+    """(B, A, R) 1 at the action that each of R rules would take; in `pairs` and `instances` too"""
 
 
 class EntityExtractor(BaseFeaturesExtractor):
-    """The observation's present rows, squashed, with the estimates a rule would make of them: `Entities`.
+    """The observation's present rows, squashed, with the estimates a rule would make of them and what `advisers` rules would
+    do: `Entities`.
 
-    Sizes are read off the observation; only the number of levels K is the network's own.
+    Sizes are read off the observation; only the numbers of levels K and of advisers R are the network's own.
     """
 
-    def __init__(self, observation_space: gym.spaces.Dict, dims: Dims) -> None:
+    def __init__(self, observation_space: gym.spaces.Dict, dims: Dims, advisers: int) -> None:
         super().__init__(observation_space, features_dim=1)
         self.levels = dims.K
+        self.advisers = advisers
         self.squash = nn.ModuleDict({block: Squash(block, dims) for block in BLOCKS})
         self.columns = {block: columns(block, dims) for block in BLOCKS}
         self.widths = {block: block_width(block, dims) for block in BLOCKS}
-        self.widths["pairs"] += dims.K * len(FIELDS)
-        self.widths["instances"] += 1
+        self.widths["pairs"] += dims.K * (len(FIELDS) + advisers)
+        self.widths["instances"] += 1 + (NUM_SCOPES + dims.K) * advisers
 
     def forward(self, observation: dict[str, Tensor]) -> Entities:
         num_queue, num_gpus = observation["pairs"].shape[1:3]
@@ -116,21 +121,36 @@ class EntityExtractor(BaseFeaturesExtractor):
         pair_at = request_at[pair_request] * num_gpus + gpu
         pair_gpu = env[pair_request] * num_gpus + gpu
         pairs = observation["pairs"].flatten(0, 2)[pair_at]
-        estimated = self._estimates(requests, pairs, pair_request, pair_gpu, observation)
+        mask = observation[MASK_KEY].unsqueeze(-1)  # (B, A, 1)
+        sizes = (num_queue, num_gpus, num_slots)
+        legal, unloads = (self._by_row(mask, part, sizes).flatten(1) for part in ("pairs", "instances"))
+        state, keep_value = self._gpu_state(observation, unloads[:, 0])
+        estimated, _ = estimates(
+            Rows(requests, self.columns["queue"]),
+            Rows(pairs, self.columns["pairs"]),
+            state,
+            legal[pair_at],
+            pair_request,
+            pair_gpu,
+            env,
+            len(mask),
+        )
+        advice = self._advice(observation, mask)
+        advised, to_change = (self._by_row(advice, part, sizes).flatten(1) for part in ("pairs", "instances"))
         squashed = self.squash["instances"](instances)
         named = Rows(instances, self.columns["instances"])
         return Entities(
-            sizes=(num_queue, num_gpus, num_slots),
+            sizes=sizes,
             request_at=request_at,
             requests=self.squash["queue"](requests),
             request_model=request_model,
             pair_at=pair_at,
             pair_request=pair_request,
             pair_gpu=pair_gpu,
-            pairs=torch.cat([self.squash["pairs"](pairs), estimated.flatten(1)], -1),
+            pairs=torch.cat([self.squash["pairs"](pairs), estimated.flatten(1), advised[pair_at]], -1),
             estimates=estimated,
             instance_at=instance_at,
-            instances=torch.cat([squashed, _keep_value(named)], -1),
+            instances=torch.cat([squashed, squash(keep_value)[instance_at], to_change[instance_at]], -1),
             instance_model=instance_model,
             idle=(named["num_seated"] == 0).float().unsqueeze(-1),
             speedup=self._speedup(squashed),
@@ -139,6 +159,7 @@ class EntityExtractor(BaseFeaturesExtractor):
             models=self.squash["models"](observation["models"]),
             model_present=observation["models"][..., self.columns["models"]["present"]],
             whole=self.squash["globals"](observation["globals"]).squeeze(1),
+            advice=advice,
         )
 
     def _present(self, block: str, observation: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -149,39 +170,41 @@ class EntityExtractor(BaseFeaturesExtractor):
         model = chosen[:, self.columns[block]["model"]].squeeze(1).long()
         return at, chosen, at // rows.shape[1] * observation["models"].shape[1] + model
 
-    def _estimates(
-        self, requests: Tensor, pairs: Tensor, pair_request: Tensor, pair_gpu: Tensor, observation: dict[str, Tensor]
-    ) -> Tensor:
-        """(P, K, E) of every pair."""
-        num_gpus = observation["gpus"].shape[1]
-        instances = Rows(_by_gpu(observation["instances"], num_gpus), self.columns["instances"])
+    def _gpu_state(self, observation: dict[str, Tensor], unloads: Tensor) -> tuple[GpuState, Tensor]:
+        """All GPUs (B G) with their instances, and what keeping each of these is worth (B I, 1); `unloads` (B I,) are legal."""
+        rows = observation["instances"]
+        by_gpu = rows.reshape(rows.shape[0] * observation["gpus"].shape[1], -1, rows.shape[2])
+        instances = Rows(by_gpu, self.columns["instances"])
         arrivals = observation["models"][..., self.columns["models"]["arrivals_per_s"]].squeeze(-1)  # (B, M)
-        model = instances["model"].long().view(len(arrivals), -1)
-        return estimates(
-            Rows(requests, self.columns["queue"]),
-            Rows(pairs, self.columns["pairs"]),
-            instances,
-            Rows(observation["gpus"].flatten(0, 1), self.columns["gpus"]),
-            arrivals.gather(1, model).view_as(instances["model"]),
-            pair_request,
-            pair_gpu,
-        )[0]
+        model = instances["model"].long()
+        rates = arrivals.gather(1, model.reshape(len(arrivals), -1)).view_as(model)
+        gpus = Rows(observation["gpus"].flatten(0, 1), self.columns["gpus"])
+        state = GpuState(instances, gpus, rates, unloads.view_as(model))
+        return state, state.keep_value().reshape(-1, 1)
+
+    def _by_row(self, values: Tensor, block: str, sizes: tuple[int, int, int]) -> Tensor:
+        """Values of actions (B, A, n) as those of each pair (B Q G, K, n) or of each instance (B I, scopes + K, n)."""
+        queue, gpus, slots = sizes
+        preempt_at = 1 + queue * gpus * self.levels
+        if block == "pairs":
+            return values[:, 1:preempt_at].reshape(-1, self.levels, values.shape[2])
+        offload_at = preempt_at + gpus * slots * NUM_SCOPES
+        preempt = values[:, preempt_at:offload_at].reshape(-1, NUM_SCOPES, values.shape[2])
+        offload = values[:, offload_at:].reshape(-1, self.levels, values.shape[2])
+        return torch.cat([preempt, offload], 1)
+
+    def _advice(self, observation: dict[str, Tensor], mask: Tensor) -> Tensor:
+        """(B, A, R), 1 at the advised actions."""
+        if not self.advisers:
+            return mask[..., :0]
+        actions = torch.arange(mask.shape[1], device=mask.device).view(1, -1, 1)
+        return (observation[ADVICE_KEY].unsqueeze(1) == actions).float()
 
     def _speedup(self, instances: Tensor) -> Tensor:
         """Squashed decode time now minus that at each level (N', K)."""
         column = self.columns["instances"]
         after = instances[:, column["level_step_s"]]
         return (instances[:, column["step_s"]] - after) * (after > 0)
-
-
-def _by_gpu(instances: Tensor, num_gpus: int) -> Tensor:
-    """(B, G S, F) -> (B G, S, F)."""
-    return instances.view(instances.shape[0] * num_gpus, -1, instances.shape[2])
-
-
-def _keep_value(instances: Rows) -> Tensor:
-    """What an eviction by greedy-dual-size-frequency goes by (N', 1): uses x reload seconds / GB, squashed."""
-    return squash(instances["uses"] * instances["reload_s"] / instances["gpu_gb"].clamp(min=1e-3)).unsqueeze(-1)
 
 
 class FlatExtractor(BaseFeaturesExtractor):

@@ -19,45 +19,18 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch.nn import functional
 
 from mmsched_env.core import Simulation
-from mmsched_env.errors import ConfigError
-from mmsched_env.evaluation.policies import make_policy
-from mmsched_env.observation import BLOCKS
 
 from .buffer import TimedRolloutBuffer
 from .config import ImitationConfig
+from .learner import BatchRule
 from .ppo import AnchoredPPO, logits_and_values
-
-
-class Teacher:
-    """A rule, by its name in conf/policy, deciding for all environments of a simulation at once."""
-
-    def __init__(self, name: str, simulation: Simulation) -> None:
-        self.simulation = simulation
-        rule: Any = make_policy(name)[1]
-        if not hasattr(rule, "decide"):
-            raise ConfigError(f"'{name}' cannot decide for a batch of environments; accepted: a rule of baselines/")
-        self.rule = rule
-        self.rule.reset(simulation.layout, 0)
-        self._fresh: Any = self.rule.memory.copy()
-        self.memory: Any = np.repeat(self._fresh, simulation.num_envs).view(np.recarray)
-        self._actions = np.zeros(simulation.num_envs, np.int64)
-
-    def decide(self) -> NDArray[np.int64]:
-        """What the rule would do now in each environment (N,); overwritten by the next call."""
-        current = self.simulation.current
-        self.rule.decide([current.records[block] for block in BLOCKS], current.mask, self.memory, self._actions)
-        return self._actions
-
-    def forget(self, done: NDArray[np.bool_]) -> None:
-        """New episodes have begun in the environments that are `done` (N,)."""
-        self.memory[done] = self._fresh[0]
 
 
 class Teachers:
     """One teacher for each part of a mixed batch."""
 
     def __init__(self, name: str, simulations: Sequence[Simulation]) -> None:
-        self._teachers = [Teacher(name, simulation) for simulation in simulations]
+        self._teachers = [BatchRule(name, simulation) for simulation in simulations]
 
     def decide(self) -> NDArray[np.int64]:
         """(N,) of all parts."""

@@ -12,8 +12,10 @@ from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from torch import Tensor
 from torch.nn import functional
 
+from mmsched_env.observation import MASK_KEY
+
 from .config import ImprovementConfig
-from .ppo import logits_and_values
+from .ppo import decided_logits, logits_and_values
 from .rollouts import Samples, joined
 
 CAP = 5.0
@@ -36,8 +38,8 @@ def fit(
     samples = joined(list(found))
     gains = torch.as_tensor(np.concatenate([scaled(part.gains) for part in found]), dtype=torch.float32)
     blocks = {key: torch.as_tensor(rows) for key, rows in samples.observation.items()}
-    masks, candidates = torch.as_tensor(samples.mask.astype(bool)), torch.as_tensor(samples.candidates)
-    anchors = _probabilities(reference, blocks, masks)
+    candidates = torch.as_tensor(samples.candidates)
+    anchors = _probabilities(reference, blocks)
     optimizer = torch.optim.Adam(policy.parameters(), lr=settings.learning_rate)
     batches = -(-len(gains) // settings.batch_size) * settings.epochs
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, batches)
@@ -46,7 +48,8 @@ def fit(
     for _ in range(settings.epochs):
         figures = defaultdict(list)
         for rows in torch.split(torch.randperm(len(gains)), settings.batch_size):
-            logits, _ = logits_and_values(policy, {key: x[rows] for key, x in blocks.items()}, masks[rows])
+            seen = {key: x[rows] for key, x in blocks.items()}
+            logits, _ = logits_and_values(policy, seen, seen[MASK_KEY])
             loss = _ranking_loss(logits.gather(1, candidates[rows]), gains[rows])
             held = functional.cross_entropy(logits, anchors[rows])
             optimizer.zero_grad()
@@ -84,11 +87,7 @@ def _expected(logits: Tensor, candidates: Tensor, gains: Tensor) -> float:
         return float((first * gains).sum(1).mean())
 
 
-def _probabilities(policy: MaskableActorCriticPolicy, blocks: dict[str, Tensor], masks: Tensor) -> Tensor:
+def _probabilities(policy: MaskableActorCriticPolicy, blocks: dict[str, Tensor]) -> Tensor:
     """(N, A) of a policy that does not change."""
-    with torch.no_grad():
-        parts = [
-            logits_and_values(policy, {key: x[rows] for key, x in blocks.items()}, masks[rows])[0].softmax(-1)
-            for rows in torch.split(torch.arange(len(masks)), 1024)
-        ]
-    return torch.cat(parts)
+    parts = zip(*(torch.split(x, 1024) for x in blocks.values()), strict=True)
+    return torch.cat([decided_logits(policy, dict(zip(blocks, rows, strict=True))).softmax(-1) for rows in parts])

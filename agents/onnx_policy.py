@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from mmsched_env.action import ActionLayout
 from mmsched_env.errors import ConfigError
-from mmsched_env.observation import BLOCKS, MASK_KEY, layout_signature
+from mmsched_env.observation import layout_signature
 
-LAYOUT_KEY = "mmsched_layout"
+from .learner import SingleView
+
+LAYOUT_KEY, ADVISERS_KEY = "mmsched_layout", "mmsched_advisers"
 
 
 class OnnxPolicy:
@@ -42,10 +44,12 @@ class OnnxPolicy:
             self._session = onnxruntime.InferenceSession(
                 self.path.read_bytes(), options, providers=["CPUExecutionProvider"]
             )
-            self.layout = json.loads(self._session.get_modelmeta().custom_metadata_map[LAYOUT_KEY])
+            facts = self._session.get_modelmeta().custom_metadata_map
+            self.layout, advisers = json.loads(facts[LAYOUT_KEY]), json.loads(facts[ADVISERS_KEY])
         except Exception as error:  # onnxruntime's own exceptions share no base class of their own
             raise ConfigError(f"{path}: no exported policy; accepted: what mmsched_env.agents.export wrote") from error
         self.stochastic = stochastic
+        self._view = SingleView(advisers)
         self._rng = np.random.default_rng(0)
 
     def reset(self, layout: ActionLayout, seed: int) -> None:
@@ -59,12 +63,13 @@ class OnnxPolicy:
         if layout_signature(layout.dims) != self.layout:
             sizes = ", ".join(f"{letter}={size}" for letter, size in self.layout["sizes"].items())
             raise ConfigError(f"{self.path} was exported for {sizes}; accepted: such an environment, or another export")
+        self._view.reset(layout, seed)
         self._rng = np.random.default_rng(seed)
 
     def logits(self, observation: Mapping[str, NDArray[Any]], mask: NDArray[Any]) -> NDArray[np.float32]:
         """(A,) masked logits; blocks (rows..., fields), mask (A,)."""
-        batch = {block: np.asarray(observation[block], np.float32)[None] for block in BLOCKS}
-        found = self._session.run(None, batch | {MASK_KEY: np.asarray(mask, np.bool_)[None]})[0]
+        seen = self._view.observation(observation, mask)
+        found = self._session.run(None, {key: np.asarray(x, np.float32)[None] for key, x in seen.items()})[0]
         return np.asarray(found[0], np.float32)
 
     def act(self, observation: Mapping[str, NDArray[Any]], mask: NDArray[Any]) -> int:

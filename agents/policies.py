@@ -19,8 +19,10 @@ from .distribution import MaskedCategorical
 from .estimates import FIELDS
 from .extractors import Entities, EntityExtractor, FlatExtractor
 
+TRUST = 6.0
+"""a fresh scorer's weight of the first adviser's action"""
 PREEMPT, OFFLOAD = -8.0, -10.0
-"""their first logits; drawn as often as the rest, they undo all work and no episode ever ends"""
+"""their first logits without an adviser; drawn as often as the rest, they undo all work and no episode ever ends"""
 IDLE = 3.0
 """added to PREEMPT for an idle instance: no work is undone"""
 SPEED = 5.0
@@ -50,7 +52,8 @@ class Scorer(nn.Module):
     DISPATCH (q, g, k) is rated from request q, GPU g and the estimates for the pair; PREEMPT and OFFLOAD from the
     instance and the requests that want its GPU, each by how well it rates there; WAIT from the summary. Weights are
     shared over rows and sizes read off the input, so one set of weights serves any number of GPUs, models and queue
-    slots. A fresh scorer dispatches where a request is expected to finish soonest, and learns from there.
+    slots. A fresh scorer does what its first adviser would do, or, without one, dispatches where a request is expected to
+    finish soonest; it learns from there.
     """
 
     def __init__(self, extractor: EntityExtractor, hidden: int) -> None:
@@ -70,10 +73,13 @@ class Scorer(nn.Module):
         for layer in (self.rate_pair, self.rate_instance, self.rate_waiting):
             nn.init.orthogonal_(layer.weight, 0.01)
             nn.init.zeros_(layer.bias)
+        self.alone = float(extractor.advisers == 0)
         eagerness = torch.zeros(len(FIELDS))
-        eagerness[FIELDS.index("cost")] = -EAGERNESS
+        eagerness[FIELDS.index("cost")] = -EAGERNESS * self.alone
         self.eagerness = nn.Parameter(eagerness)
-        self.speed = nn.Parameter(torch.tensor(SPEED))
+        self.speed = nn.Parameter(torch.tensor(SPEED * self.alone))
+        self.trust = nn.Parameter(TRUST * (torch.arange(extractor.advisers) == 0))
+        self.waiting_from_advice = nn.Linear(extractor.advisers, hidden, bias=False) if extractor.advisers else None
 
     def forward(self, seen: Entities) -> tuple[Tensor, Tensor]:
         requests, gpus, instances, whole = self._embed(seen)
@@ -115,20 +121,23 @@ class Scorer(nn.Module):
         request = self.pair_from_request(requests + summary[seen.request_at // num_queue])
         gpu = self.pair_from_gpu(gpus).flatten(0, 1)
         pairs = torch.relu(self.embed["pairs"](seen.pairs) + request[seen.pair_request] + gpu[seen.pair_gpu])  # (P, h)
-        dispatch = self.rate_pair(pairs) + EAGERNESS * PATIENCE + seen.estimates @ self.eagerness  # (P, K)
+        eager = EAGERNESS * PATIENCE * self.alone
+        dispatch = self.rate_pair(pairs) + eager + seen.estimates @ self.eagerness  # (P, K)
         demand = _attend(dispatch.amax(-1), pairs, seen.pair_gpu, batch * num_gpus)
         wanted = self.instance_from_demand(demand)[seen.instance_at // num_slots]
         instance = self.instance_hidden(instances + summary[seen.instance_at // (num_gpus * num_slots)]) + wanted
         change = self.rate_instance(torch.relu(instance))
-        preempt = PREEMPT + IDLE * seen.idle + change[:, :NUM_SCOPES]
-        offload = OFFLOAD + self.speed * seen.speedup + change[:, NUM_SCOPES:]
+        preempt = self.alone * (PREEMPT + IDLE * seen.idle) + change[:, :NUM_SCOPES]
+        offload = self.alone * OFFLOAD + self.speed * seen.speedup + change[:, NUM_SCOPES:]
+        if self.waiting_from_advice is not None:
+            summary = torch.relu(summary + self.waiting_from_advice(seen.advice[:, 0]))
         parts = [
             self.rate_waiting(summary),
             _spread(dispatch, seen.pair_at, batch, num_queue * num_gpus),
             _spread(preempt, seen.instance_at, batch, num_gpus * num_slots),
             _spread(offload, seen.instance_at, batch, num_gpus * num_slots),
         ]
-        return torch.cat(parts, 1)
+        return torch.cat(parts, 1) + seen.advice @ self.trust
 
 
 class ScorerPolicy(MaskableActorCriticPolicy):
@@ -161,12 +170,14 @@ class MlpPolicy(MaskableActorCriticPolicy):
             self.action_net.bias.copy_(first_logits(self.features_extractor.dims))
 
 
+ADVISED = ("scorer",)
+"""networks that take advice"""
 FIXED_SIZES = {"scorer": "K", "mlp": "QGHMSBK"}
 """sizes of the layout that a network's weights depend on"""
 
 
 def policy_arguments(
-    policy: str, net_arch: tuple[int, ...], dims: Dims
+    policy: str, net_arch: tuple[int, ...], dims: Dims, advisers: int
 ) -> tuple[type[MaskableActorCriticPolicy], dict[str, Any]]:
     """Policy class and its keyword arguments for `MaskablePPO`."""
     classes: dict[str, tuple[type[MaskableActorCriticPolicy], type[BaseFeaturesExtractor]]] = {
@@ -175,11 +186,12 @@ def policy_arguments(
     }
     policy_class, extractor = classes[policy]
     widths = list(net_arch)
+    sizes = {"dims": dims, "advisers": advisers} if policy in ADVISED else {"dims": dims}
     return policy_class, {
         "net_arch": {"pi": widths, "vf": widths},
         "activation_fn": nn.ReLU,
         "features_extractor_class": extractor,
-        "features_extractor_kwargs": {"dims": dims},
+        "features_extractor_kwargs": sizes,
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmsched_env.action import ActionLayout, Kind
+from mmsched_env.observation import MASK_KEY
 
 
 class AnchoredPPO(MaskablePPO):
@@ -116,6 +117,13 @@ def logits_and_values(policy: MaskableActorCriticPolicy, observations: Any, mask
     distribution = policy._get_action_dist_from_latent(latent_pi)
     distribution.apply_masking(masks)
     return distribution.logits, policy.value_net(latent_vf).flatten()  # type: ignore[attr-defined]
+
+
+def decided_logits(policy: MaskableActorCriticPolicy, seen: Mapping[str, Any]) -> Tensor:
+    """Masked logits (B, A) for what a learner sees (learner.py), nothing to be learned from them."""
+    with torch.no_grad():
+        batch = {key: torch.as_tensor(values) for key, values in seen.items()}
+        return logits_and_values(policy, batch, batch[MASK_KEY])[0]
 
 
 def kind_slices(layout: ActionLayout) -> dict[Kind, slice]:

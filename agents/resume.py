@@ -107,6 +107,7 @@ def _capture_part(part: ServingSB3VecEnv) -> tuple[Arrays, Values]:
         "lengths": torch.as_tensor(part.lengths),
         "elapsed_s": torch.as_tensor(part.elapsed_s),
     }
+    arrays |= {f"adviser/{at}": _bytes(rule.memory) for at, rule in enumerate(part.view.rules)}
     classes = []
     for env in range(part.num_envs):
         now = simulation.snapshot(env)
@@ -125,6 +126,8 @@ def _apply_part(part: ServingSB3VecEnv, arrays: Mapping[str, Tensor], values: Va
         simulation.restore(_snapshot(simulation, _under(f"{env}/", arrays), classes), slice(env, env + 1))
         part.serving._rngs[env] = np.random.default_rng()
         part.serving._rngs[env].bit_generator.state = generator
+    for at, rule in enumerate(part.view.rules):
+        rule.memory[:] = arrays[f"adviser/{at}"].numpy().view(rule.memory.dtype)
     part.serving._started = True
 
 

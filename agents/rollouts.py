@@ -10,11 +10,11 @@ hidden from the policy that learns from this: it sees the observation, and an ac
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 
@@ -23,7 +23,9 @@ from mmsched_env.core import Simulation, Snapshot
 from mmsched_env.env import draw_episode
 from mmsched_env.observation import MASK_KEY
 
-from .imitation import Teacher
+from .config import ImprovementConfig
+from .learner import ADVICE_KEY, BatchRule, BatchView
+from .ppo import decided_logits
 
 MAX_DECISIONS = 5000
 """of a rollout"""
@@ -34,9 +36,7 @@ class Samples:
     """N states with C candidates each."""
 
     observation: dict[str, NDArray[Any]]
-    """blocks (N, rows..., fields)"""
-    mask: NDArray[np.int8]
-    """(N, A)"""
+    """as a learner sees it (N, ...)"""
     candidates: NDArray[np.int64]
     """(N, C) actions; the first is the rule's own, and fills the row where there are fewer"""
     gains: NDArray[np.float64]
@@ -50,24 +50,22 @@ class Explorer:
     ----------
     config
         The scenario.
-    rule
-        Name in conf/policy of what decides in the rollouts.
-    width
-        Candidates of a state: the rule's action, the policy's likeliest, and others drawn from what is legal.
-    horizon_s
-        Arrivals later than this do not take part in a rollout; it runs until all others are served.
-    share
-        Share of the decisions that are looked into.
+    advisers
+        Rules whose actions the policy sees.
+    settings
+        What decides in the rollouts, how many candidates a state has (the rule's action, what the advisers would do, what the
+        policy likes best, others drawn from what is legal), and how far ahead requests arrive.
     """
 
     def __init__(
-        self, config: EnvConfig, rule: str, width: int, horizon_s: float, share: float, seed: int, num_envs: int = 16
+        self, config: EnvConfig, advisers: Sequence[str], settings: ImprovementConfig, seed: int, num_envs: int = 16
     ) -> None:
-        self.width, self.horizon_s, self.share = width, horizon_s, share
+        self.width, self.horizon_s, self.share = settings.width, settings.horizon_s, settings.share
         self.source = Simulation(config, num_envs)
-        self.branches = Simulation(config, num_envs * width)
-        self.teacher = Teacher(rule, self.source)
-        self.roller = Teacher(rule, self.branches)
+        self.branches = Simulation(config, num_envs * self.width)
+        self.view = BatchView(self.source, advisers)
+        self.rule = BatchRule(settings.rule, self.source)
+        self.roller = BatchRule(settings.rule, self.branches)
         self._rng = np.random.default_rng(seed)
         self._draws = [np.random.default_rng([seed, env]) for env in range(num_envs)]
         for env in range(num_envs):
@@ -77,38 +75,32 @@ class Explorer:
         """`count` states and a few more."""
         policy.set_training_mode(False)
         found: list[Samples] = []
-        states: list[tuple[int, Snapshot, NDArray[np.int64]]] = []
-        seen: list[dict[str, NDArray[Any]]] = []
-        while sum(len(part.mask) for part in found) < count:
-            rule = self.teacher.decide().copy()
-            chances = self._chances(policy)
+        states: list[tuple[Snapshot, NDArray[np.int64]]] = []
+        observations: list[dict[str, NDArray[Any]]] = []
+        while sum(len(part.candidates) for part in found) < count:
+            rule, seen = self.rule.decide().copy(), self.view.observation()
+            chances = decided_logits(policy, seen).softmax(-1).numpy()
             for env in np.flatnonzero(self._rng.random(self.source.num_envs) < self.share).tolist():
-                mask = self.source.current.mask[env]
-                if mask.sum() > 1:
-                    states.append((env, self._snapshot(env), self._candidates(rule[env], chances[env], mask)))
-                    seen.append({k: x[env].copy() for k, x in self.source.current.observation().items()})
-                    self.roller.memory[(len(states) - 1) * self.width : len(states) * self.width] = self.teacher.memory[
-                        env
-                    ]
+                if seen[MASK_KEY][env].sum() == 1:
+                    continue
+                now = {key: x[env].copy() for key, x in seen.items()}
+                at = len(states) * self.width
+                self.roller.memory[at : at + self.width] = self.rule.memory[env]
+                states.append((self._snapshot(env), self._candidates(rule[env], chances[env], now)))
+                observations.append(now)
                 if len(states) == self.source.num_envs:
-                    found.append(self._roll(states, seen))
-                    states, seen = [], []
+                    found.append(self._roll(states, observations))
+                    states, observations = [], []
             self._advance(chances)
         return joined(found)
 
-    def _chances(self, policy: MaskableActorCriticPolicy) -> NDArray[np.float32]:
-        """The policy's probabilities (E, A)."""
-        current = self.source.current
-        with torch.no_grad():
-            batch = {key: torch.as_tensor(x) for key, x in current.observation().items() if key != MASK_KEY}
-            logits = policy.get_distribution(batch, current.mask.view(np.bool_)).logits  # type: ignore[attr-defined]
-            return np.asarray(logits.softmax(-1).numpy(), np.float32)
-
-    def _candidates(self, rule: int, chances: NDArray[np.float32], mask: NDArray[np.int8]) -> NDArray[np.int64]:
+    def _candidates(self, rule: int, chances: NDArray[np.float32], seen: dict[str, NDArray[Any]]) -> NDArray[np.int64]:
         """(C,) distinct actions as far as there are any."""
-        likely = np.argsort(-chances, kind="stable")[: 1 + self.width // 2]
-        legal = self._rng.permutation(np.flatnonzero(mask))
-        chosen = [a for a in dict.fromkeys([int(rule), *likely.tolist(), *legal.tolist()]) if mask[a]][: self.width]
+        advised = seen[ADVICE_KEY].astype(np.int64).tolist() if ADVICE_KEY in seen else []
+        likely = np.argsort(-chances, kind="stable")[: 1 + self.width // 2].tolist()
+        legal = self._rng.permutation(np.flatnonzero(seen[MASK_KEY])).tolist()
+        wanted = [a for a in dict.fromkeys([int(rule), *advised, *likely, *legal]) if seen[MASK_KEY][a]]
+        chosen = wanted[: self.width]
         return np.array(chosen + [int(rule)] * (self.width - len(chosen)), np.int64)
 
     def _snapshot(self, env: int) -> Snapshot:
@@ -123,17 +115,17 @@ class Explorer:
         return dataclasses.replace(now, requests=now.requests[:count])
 
     def _roll(
-        self, states: list[tuple[int, Snapshot, NDArray[np.int64]]], seen: list[dict[str, NDArray[Any]]]
+        self, states: list[tuple[Snapshot, NDArray[np.int64]]], observations: list[dict[str, NDArray[Any]]]
     ) -> Samples:
         """Returns of all candidates of all states, the rule deciding after the first action."""
-        for at, (_, snapshot, _) in enumerate(states):
+        for at, (snapshot, _) in enumerate(states):
             self.branches.restore(snapshot, slice(at * self.width, (at + 1) * self.width))
-        returns = self.branches.step(np.concatenate([candidates for *_, candidates in states]))["reward"].copy()
+        candidates = np.stack([actions for _, actions in states])
+        returns = self.branches.step(candidates.reshape(-1))["reward"].copy()
         self.roller.rule.play_batch(self.branches, self.roller.memory, MAX_DECISIONS, returns)
-        table = returns.reshape(len(states), self.width)
-        observation = {key: np.stack([one[key] for one in seen]) for key in seen[0]}
-        mask = observation.pop(MASK_KEY)
-        return Samples(observation, mask, np.stack([c for *_, c in states]), table - table[:, :1])
+        table = returns.reshape(candidates.shape)
+        seen = {key: np.stack([one[key] for one in observations]) for key in observations[0]}
+        return Samples(seen, candidates, table - table[:, :1])
 
     def _advance(self, chances: NDArray[np.float32]) -> None:
         """One decision of the policy in every episode."""
@@ -141,7 +133,8 @@ class Explorer:
         ended = (done["terminated"] | done["truncated"]).astype(bool)
         for env in np.flatnonzero(ended):
             self._begin(int(env))
-        self.teacher.forget(ended)
+        self.rule.forget(ended)
+        self.view.forget(ended)
 
     def _begin(self, env: int) -> None:
         trace, seed = draw_episode(self.source.config, self._draws[env])
@@ -152,5 +145,5 @@ def joined(parts: list[Samples]) -> Samples:
     """One after the other."""
     return Samples(
         {key: np.concatenate([part.observation[key] for part in parts]) for key in parts[0].observation},
-        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("mask", "candidates", "gains")),
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("candidates", "gains")),
     )

@@ -12,9 +12,8 @@ from stable_baselines3.common.utils import set_random_seed
 
 from mmsched_env.action import ActionLayout
 from mmsched_env.errors import ConfigError
-from mmsched_env.observation import MASK_KEY
 
-from .sb3_vec_env import learner_space
+from .learner import learner_space
 
 
 class SB3Policy:
@@ -29,11 +28,10 @@ class SB3Policy:
 
     def reset(self, layout: ActionLayout, seed: int) -> None:
         """Seed it, and raise ConfigError unless it was trained on such observations."""
-        if self.model.observation_space != learner_space(layout.dims):
+        if self.model.observation_space != learner_space(layout.dims, 0):
             raise ConfigError(f"{self.path} was trained on other observations; accepted: one of this layout")
         set_random_seed(seed % 2**32)
 
     def act(self, observation: Mapping[str, NDArray[Any]], mask: NDArray[Any]) -> int:
         """Index of the action to take."""
-        seen = {key: values for key, values in observation.items() if key != MASK_KEY}
-        return int(self.model.predict(seen, action_masks=mask, deterministic=not self.stochastic)[0])
+        return int(self.model.predict(dict(observation), action_masks=mask, deterministic=not self.stochastic)[0])

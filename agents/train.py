@@ -85,7 +85,7 @@ def train(config: TrainConfig) -> TrainResult:
         callbacks.append(Curriculum(serving, config.agent.curriculum, config.total_steps))
     validations = None
     if config.validate_every:
-        validator = Validator(config.envs, config.validation_episodes, config.validation_line)
+        validator = Validator(config.envs, config.validation_episodes, config.validation_line, config.agent.advisers)
         validations = Validations(validator, config.validate_every, partial(keep_best, model, serving, config))
         callbacks.append(validations)
     with checkpoints.watching_signals():
@@ -154,15 +154,14 @@ def improve(model: AnchoredPPO, config: TrainConfig, stop: Checkpoints, validati
     """Rounds of rollouts from the policy's own states and of learning from all of them."""
     settings = config.agent.improvement
     explorers = [
-        Explorer(env, settings.rule, settings.width, settings.horizon_s, settings.share, 1000 * config.seed + at)
-        for at, env in enumerate(config.envs)
+        Explorer(env, config.agent.advisers, settings, 1000 * config.seed + at) for at, env in enumerate(config.envs)
     ]
     found: list[list[Samples]] = [[] for _ in explorers]
     for number in range(1, settings.rounds + 1):
         for at, explorer in enumerate(explorers):
             for _ in range(-(-settings.states // CHUNK)):
                 found[at].append(explorer.gather(model.policy, min(CHUNK, settings.states)))
-                count = sum(len(part.mask) for part in found[at])
+                count = sum(len(part.candidates) for part in found[at])
                 _line(f"rollouts, round {number} of {settings.rounds}: scenario {at}, {count:,} states")
                 if stop.stop_signal is not None:
                     return
@@ -194,7 +193,9 @@ def make_venv(config: TrainConfig) -> tuple[VecEnv, list[ServingSB3VecEnv]]:
     serving, seen = [], []
     for env in config.envs:
         limited = dataclasses.replace(env.sim, max_steps=min(env.sim.max_steps, config.agent.episode_steps))
-        part = ServingSB3VecEnv(count, dataclasses.replace(env, sim=limited), config.agent.change_cost)
+        part = ServingSB3VecEnv(
+            count, dataclasses.replace(env, sim=limited), config.agent.change_cost, config.agent.advisers
+        )
         serving.append(part)
         # its discount only sets the scale of the rewards; that of the returns is in TimedRolloutBuffer
         normalised = VecNormalize(part, norm_obs=False, norm_reward=True, gamma=SCALE_GAMMA)
@@ -206,7 +207,7 @@ def make_model(config: TrainConfig, venv: VecEnv, serving: Sequence[ServingSB3Ve
     """A fresh algorithm with its networks."""
     agent = config.agent
     simulation = serving[0].serving.simulation
-    policy, arguments = policy_arguments(agent.policy, agent.net_arch, simulation.dims)
+    policy, arguments = policy_arguments(agent.policy, agent.net_arch, simulation.dims, len(agent.advisers))
     return AnchoredPPO(
         policy,
         venv,
@@ -275,7 +276,7 @@ def restore(model: AnchoredPPO, serving: Sequence[ServingSB3VecEnv], config: Tra
 
 def require_network(path: Path, checkpoint: Checkpoint, agent: AgentConfig) -> None:
     """Raise unless the checkpoint holds the network that is configured."""
-    for key in ("algorithm", "policy", "net_arch"):
+    for key in ("algorithm", "policy", "advisers", "net_arch"):
         saved, wanted = checkpoint.agent.get(key), getattr(agent, key)
         wanted = list(wanted) if isinstance(wanted, tuple) else wanted
         if saved != wanted:

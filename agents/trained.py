@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from mmsched_env.action import ActionLayout
 from mmsched_env.errors import ConfigError
-from mmsched_env.observation import MASK_KEY, layout_signature
+from mmsched_env.observation import layout_signature
 from mmsched_env.sim.state import Dims
 
 from .checkpoint import Checkpoint, read_checkpoint, require_layout
+from .learner import SingleView, learner_space
 from .policies import FIXED_SIZES, policy_arguments
-from .sb3_vec_env import learner_space
 
 
 class TrainedPolicy:
@@ -31,6 +31,7 @@ class TrainedPolicy:
         self.checkpoint = checkpoint
         self.stochastic = stochastic
         self.network = network(path, checkpoint, dims_of(path, checkpoint))
+        self._view = SingleView(checkpoint.agent["advisers"])
         self._generator = torch.Generator()
 
     def reset(self, layout: ActionLayout, seed: int) -> None:
@@ -43,12 +44,14 @@ class TrainedPolicy:
         """
         fixed = FIXED_SIZES[self.checkpoint.agent["policy"]]
         require_layout(self.path, self.checkpoint.layout, layout_signature(layout.dims), fixed)
+        self._view.reset(layout, seed)
         self._generator.manual_seed(seed % 2**63)
 
     def act(self, observation: Mapping[str, NDArray[Any]], mask: NDArray[Any]) -> int:
         """Index of the action to take; blocks (rows..., fields), mask (A,)."""
         with torch.no_grad():
-            batch = {key: torch.as_tensor(x).unsqueeze(0) for key, x in observation.items() if key != MASK_KEY}
+            seen = self._view.observation(observation, mask)
+            batch = {key: torch.as_tensor(x).unsqueeze(0) for key, x in seen.items()}
             chosen = self.network.get_distribution(batch, mask)
             if not self.stochastic:
                 return int(chosen.mode())
@@ -65,8 +68,9 @@ def network(path: Path, checkpoint: Checkpoint, dims: Dims) -> Any:
     """
     require_layout(path, checkpoint.layout, layout_signature(dims), FIXED_SIZES.get(checkpoint.agent["policy"], ""))
     try:
-        policy, arguments = policy_arguments(checkpoint.agent["policy"], tuple(checkpoint.agent["net_arch"]), dims)
-        built = policy(learner_space(dims), gym.spaces.Discrete(dims.A), lambda _: 0.0, **arguments)
+        agent, advisers = checkpoint.agent, len(checkpoint.agent["advisers"])
+        policy, arguments = policy_arguments(agent["policy"], tuple(agent["net_arch"]), dims, advisers)
+        built = policy(learner_space(dims, advisers), gym.spaces.Discrete(dims.A), lambda _: 0.0, **arguments)
         built.load_state_dict(checkpoint.policy)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise _other_version(path) from error

@@ -15,10 +15,10 @@ from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from mmsched_env import metrics
 from mmsched_env.config import EnvConfig
 from mmsched_env.core import Simulation
-from mmsched_env.observation import MASK_KEY
 from mmsched_env.workload.splits import seed_of
 
-from .imitation import Teacher
+from .learner import BatchRule, BatchView
+from .ppo import decided_logits
 
 KEY = "weighted_mean_e2e_ms"
 """the figure policies are chosen by: what the reward adds up to, per unit of weight"""
@@ -59,39 +59,42 @@ class Validator:
         Traces of each.
     rule
         Name in conf/policy of what is compared with; it is run once.
+    advisers
+        Rules whose actions the policy sees.
     """
 
-    def __init__(self, envs: Sequence[EnvConfig], episodes: int, rule: str) -> None:
+    def __init__(self, envs: Sequence[EnvConfig], episodes: int, rule: str, advisers: Sequence[str]) -> None:
         limited = [dataclasses.replace(env, sim=dataclasses.replace(env.sim, max_steps=MAX_STEPS)) for env in envs]
         self.simulations = [Simulation(env, episodes) for env in limited]
         self.rule = rule
+        self.advisers = advisers
         self._line: dict[str, NDArray[np.float64]] | None = None
 
     def line(self) -> dict[str, NDArray[np.float64]]:
         """The rule's figures (scenarios, episodes)."""
         if self._line is None:
-            rows = [episodes_of(simulation, Teacher(self.rule, simulation).decide) for simulation in self.simulations]
+            rows = [episodes_of(simulation, BatchRule(self.rule, simulation).decide) for simulation in self.simulations]
             self._line = _stacked(rows)
         return self._line
 
     def __call__(self, policy: MaskableActorCriticPolicy, stochastic: bool = False) -> Validation:
         """Run the policy: the likeliest action, or one drawn."""
-        rows = [episodes_of(s, network_decisions(policy, s, stochastic)) for s in self.simulations]
+        views = [BatchView(simulation, self.advisers) for simulation in self.simulations]
+        rows = [episodes_of(view.simulation, network_decisions(policy, view, stochastic)) for view in views]
         return Validation(_stacked(rows), self.line())
 
 
-def network_decisions(policy: MaskableActorCriticPolicy, simulation: Simulation, stochastic: bool) -> Decide:
+def network_decisions(policy: MaskableActorCriticPolicy, view: BatchView, stochastic: bool) -> Decide:
     """A function that gives the network's actions (N,) in a simulation as it stands."""
     generator = torch.Generator().manual_seed(0)
 
     def decide() -> NDArray[np.int64]:
-        with torch.no_grad():
-            seen = {key: torch.as_tensor(x) for key, x in simulation.current.observation().items() if key != MASK_KEY}
-            logits = policy.get_distribution(seen, simulation.current.mask.view(np.bool_)).logits  # type: ignore[attr-defined]
+        logits = decided_logits(policy, view.observation())
+        if stochastic:
+            chosen = torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
+        else:
             chosen = logits.argmax(-1)
-            if stochastic:
-                chosen = torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
-            return np.asarray(chosen.numpy(), np.int64)
+        return np.asarray(chosen.numpy(), np.int64)
 
     policy.set_training_mode(False)
     return decide
