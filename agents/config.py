@@ -45,14 +45,17 @@ class ImprovementConfig:
     """what decides in the rollouts"""
     width: int = 8
     """candidates of a state"""
+    toll: float = 0.1
+    """what an action other than the rule's costs, in means of the gains that are not 0: most departures gain nothing, and each
+    is a chance to go round in circles where no rollout has been"""
     horizon_s: float = 60.0
     """arrivals later than this do not take part"""
     share: float = 0.1
     """share of the decisions of an episode that are looked into"""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """at the start of a round; falls linearly to a twentieth"""
-    batch_size: int = 256
-    epochs: int = 4
+    batch_size: int = 64
+    epochs: int = 8
     """passes over all that has been gathered"""
     anchor: float = 0.1
     """weight of the cross entropy with the cloned policy"""
@@ -65,7 +68,8 @@ class ImprovementConfig:
         _require(0 < self.share <= 1, "share", self.share, "a number in (0, 1]", "agent.improvement.")
         for key in ("horizon_s", "learning_rate"):
             _require(getattr(self, key) > 0, key, getattr(self, key), "a number > 0", "agent.improvement.")
-        _require(self.anchor >= 0, "anchor", self.anchor, "a number >= 0", "agent.improvement.")
+        for key in ("anchor", "toll"):
+            _require(getattr(self, key) >= 0, key, getattr(self, key), "a number >= 0", "agent.improvement.")
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,7 @@ class TrainConfig:
     agent: AgentConfig = field(default_factory=AgentConfig)
     seed: int = 0
     total_steps: int = 1_000_000
-    """decisions over all environments, those before a resume included"""
+    """PPO's decisions over all environments, those before a resume included; 0: no PPO"""
     num_envs: int = 64
     run_dir: str = "runs/train"
     """checkpoints and TensorBoard files go here"""
@@ -184,12 +188,12 @@ class TrainConfig:
     """a PyTorch device; networks this small are fastest on the CPU"""
 
     def __post_init__(self) -> None:
-        for key in ("total_steps", "num_envs", "checkpoint_every", "validation_episodes"):
+        for key in ("num_envs", "checkpoint_every", "validation_episodes"):
             _require(getattr(self, key) >= 1, key, getattr(self, key), "a whole number >= 1", "")
         count = len(self.envs)
         ok = count >= 1 and self.num_envs % count == 0
         _require(ok, "num_envs", self.num_envs, f"a multiple of the number of scenarios ({count})", "")
-        for key in ("seed", "torch_threads", "validate_every"):
+        for key in ("seed", "torch_threads", "validate_every", "total_steps"):
             _require(getattr(self, key) >= 0, key, getattr(self, key), "a whole number >= 0", "")
         _require(bool(self.run_dir), "run_dir", self.run_dir, "a folder", "")
 

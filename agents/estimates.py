@@ -142,6 +142,7 @@ def estimates(
     left = (requests["predicted_tokens"] - requests["generated_tokens"]).clamp(min=1.0)[request_at].unsqueeze(-1)
     weight = requests["weight"].clamp(min=1e-3)[request_at].unsqueeze(-1)
     service = pairs["prefill_s"] + left * pairs["token_s"]
+    waiting = env.shape[0]  # not len(): an export would take the number for a constant
     own = Own(gpus, requests["model"][request_at], at)
     level = torch.arange(need.shape[1], device=need.device)
     may_join = (own["level"] == level) & (own["leaving"] == 0)
@@ -158,11 +159,9 @@ def estimates(
     now = possible & (unload | legal | ~own.resident & gpus.can_clear(need, at))
     harm = _harm(own, gpus, pairs, left, service, at)
     kind = cost + HARM * harm / weight
-    chosen = _choice(
-        cost, kind, now, possible & _allowed(fits, own.resident, request_at, len(env)), request_at, len(env)
-    )
-    best = cost.new_zeros(len(env)).index_add(0, request_at, (cost * chosen).sum(-1))
-    served = cost.new_zeros(len(env)).index_add(0, request_at, chosen.sum(-1).float()) > 0
+    chosen = _choice(cost, kind, now, possible & _allowed(fits, own.resident, request_at, waiting), request_at, waiting)
+    best = sums((cost * chosen).sum(-1), request_at, waiting)
+    served = sums(chosen.sum(-1).float(), request_at, waiting) > 0
     best = torch.where(served, best, NEVER_S)
     urgency = torch.log10(requests["weight"].clamp(min=1e-3) / best.clamp(min=1e-3))
     ready = served & (requests["ready"] > 0)
@@ -208,7 +207,7 @@ def _allowed(fits: Tensor, resident: Tensor, request_at: Tensor, count: int) -> 
     levels = fits.shape[1]
     number = torch.arange(levels, device=fits.device)
     deepest = torch.where(fits, number, -1).amax(-1, keepdim=True)
-    whole = fits.new_zeros(count, dtype=torch.float32).index_add(0, request_at, fits[:, -1].float()) > 0
+    whole = sums(fits[:, -1].float(), request_at, count) > 0
     spills = (deepest == levels - 1) | ~whole[request_at].unsqueeze(-1)
     return resident | (spills & (number >= deepest))
 
@@ -217,8 +216,9 @@ def _choice(cost: Tensor, kind: Tensor, now: Tensor, allowed: Tensor, request_at
     """(P, K) true at one place of each request, its least costly; where that is one at which it need not wait, the one of
     these that is kindest to others too."""
     soonest = _least(cost, allowed, request_at, count)
-    waits = cost.new_zeros(count).index_add(0, request_at, (soonest & ~now).sum(-1).float()) > 0
-    return torch.where(waits[request_at].unsqueeze(-1), soonest, _least(kind, allowed & now, request_at, count))
+    waits = sums((soonest & ~now).sum(-1).float(), request_at, count) > 0
+    waiting = waits[request_at].unsqueeze(-1)
+    return (soonest & waiting) | (_least(kind, allowed & now, request_at, count) & ~waiting)
 
 
 def _least(cost: Tensor, among: Tensor, request_at: Tensor, count: int) -> Tensor:
@@ -229,6 +229,12 @@ def _least(cost: Tensor, among: Tensor, request_at: Tensor, count: int) -> Tenso
     places = torch.where(among & (cost <= least[request_at].unsqueeze(-1)), places, torch.inf)
     first = cost.new_full((count,), torch.inf).scatter_reduce(0, request_at, places.amin(-1), "amin")
     return among & (places == first[request_at].unsqueeze(-1))
+
+
+def sums(rows: Tensor, at: Tensor, count: int) -> Tensor:
+    """Sums (count, ...) of the rows (P, ...) that belong to each place `at` (P,). Not by index_add: ONNX has none."""
+    where = at.view(-1, *[1] * (rows.dim() - 1)).expand_as(rows)
+    return rows.new_zeros(count, *rows.shape[1:]).scatter_add(0, where, rows)
 
 
 def _decades(seconds: Tensor) -> Tensor:

@@ -87,7 +87,9 @@ class Entities:
     """(B, M, 1)"""
     whole: Tensor
     """(B, F)"""
-    advice: Tensor
+    advised: Tensor
+    """(N', 2 + K) 1 at the changes of an instance that some rule would make now"""
+    advice: Tensor | None
     """(B, A, R) 1 at the action that each of R rules would take; in `pairs` and `instances` too"""
 
 
@@ -133,10 +135,16 @@ class EntityExtractor(BaseFeaturesExtractor):
             pair_request,
             pair_gpu,
             env,
-            len(mask),
+            mask.shape[0],
         )
-        advice = self._advice(observation, mask)
-        advised, to_change = (self._by_row(advice, part, sizes).flatten(1) for part in ("pairs", "instances"))
+        of_pairs, of_instances, advice = [self.squash["pairs"](pairs), estimated.flatten(1)], [], None
+        advised = instances.new_zeros(instances.shape[0], NUM_SCOPES + self.levels)
+        if self.advisers:
+            advice = _advised(observation[ADVICE_KEY], mask)
+            of_pairs.append(self._by_row(advice, "pairs", sizes).flatten(1)[pair_at])
+            changes = self._by_row(advice, "instances", sizes)[instance_at]
+            of_instances.append(changes.flatten(1))
+            advised = changes.amax(-1)
         squashed = self.squash["instances"](instances)
         named = Rows(instances, self.columns["instances"])
         return Entities(
@@ -147,10 +155,10 @@ class EntityExtractor(BaseFeaturesExtractor):
             pair_at=pair_at,
             pair_request=pair_request,
             pair_gpu=pair_gpu,
-            pairs=torch.cat([self.squash["pairs"](pairs), estimated.flatten(1), advised[pair_at]], -1),
+            pairs=torch.cat(of_pairs, -1),
             estimates=estimated,
             instance_at=instance_at,
-            instances=torch.cat([squashed, squash(keep_value)[instance_at], to_change[instance_at]], -1),
+            instances=torch.cat([squashed, squash(keep_value)[instance_at], *of_instances], -1),
             instance_model=instance_model,
             idle=(named["num_seated"] == 0).float().unsqueeze(-1),
             speedup=self._speedup(squashed),
@@ -159,6 +167,7 @@ class EntityExtractor(BaseFeaturesExtractor):
             models=self.squash["models"](observation["models"]),
             model_present=observation["models"][..., self.columns["models"]["present"]],
             whole=self.squash["globals"](observation["globals"]).squeeze(1),
+            advised=advised,
             advice=advice,
         )
 
@@ -177,7 +186,7 @@ class EntityExtractor(BaseFeaturesExtractor):
         instances = Rows(by_gpu, self.columns["instances"])
         arrivals = observation["models"][..., self.columns["models"]["arrivals_per_s"]].squeeze(-1)  # (B, M)
         model = instances["model"].long()
-        rates = arrivals.gather(1, model.reshape(len(arrivals), -1)).view_as(model)
+        rates = arrivals.gather(1, model.reshape(arrivals.shape[0], -1)).view_as(model)
         gpus = Rows(observation["gpus"].flatten(0, 1), self.columns["gpus"])
         state = GpuState(instances, gpus, rates, unloads.view_as(model))
         return state, state.keep_value().reshape(-1, 1)
@@ -185,26 +194,25 @@ class EntityExtractor(BaseFeaturesExtractor):
     def _by_row(self, values: Tensor, block: str, sizes: tuple[int, int, int]) -> Tensor:
         """Values of actions (B, A, n) as those of each pair (B Q G, K, n) or of each instance (B I, scopes + K, n)."""
         queue, gpus, slots = sizes
+        batch, _, width = values.shape
         preempt_at = 1 + queue * gpus * self.levels
         if block == "pairs":
-            return values[:, 1:preempt_at].reshape(-1, self.levels, values.shape[2])
+            return values[:, 1:preempt_at].reshape(batch * queue * gpus, self.levels, width)
         offload_at = preempt_at + gpus * slots * NUM_SCOPES
-        preempt = values[:, preempt_at:offload_at].reshape(-1, NUM_SCOPES, values.shape[2])
-        offload = values[:, offload_at:].reshape(-1, self.levels, values.shape[2])
+        preempt = values[:, preempt_at:offload_at].reshape(batch * gpus * slots, NUM_SCOPES, width)
+        offload = values[:, offload_at:].reshape(batch * gpus * slots, self.levels, width)
         return torch.cat([preempt, offload], 1)
-
-    def _advice(self, observation: dict[str, Tensor], mask: Tensor) -> Tensor:
-        """(B, A, R), 1 at the advised actions."""
-        if not self.advisers:
-            return mask[..., :0]
-        actions = torch.arange(mask.shape[1], device=mask.device).view(1, -1, 1)
-        return (observation[ADVICE_KEY].unsqueeze(1) == actions).float()
 
     def _speedup(self, instances: Tensor) -> Tensor:
         """Squashed decode time now minus that at each level (N', K)."""
         column = self.columns["instances"]
         after = instances[:, column["level_step_s"]]
         return (instances[:, column["step_s"]] - after) * (after > 0)
+
+
+def _advised(actions: Tensor, mask: Tensor) -> Tensor:
+    """(B, A, R), 1 at the actions (B, R) advised; mask (B, A, 1)."""
+    return (actions.unsqueeze(1) == torch.arange(mask.shape[1], device=mask.device).view(1, -1, 1)).float()
 
 
 class FlatExtractor(BaseFeaturesExtractor):

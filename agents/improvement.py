@@ -39,6 +39,7 @@ def fit(
     gains = torch.as_tensor(np.concatenate([scaled(part.gains) for part in found]), dtype=torch.float32)
     blocks = {key: torch.as_tensor(rows) for key, rows in samples.observation.items()}
     candidates = torch.as_tensor(samples.candidates)
+    gains -= settings.toll * (candidates != candidates[:, :1])
     anchors = _probabilities(reference, blocks)
     optimizer = torch.optim.Adam(policy.parameters(), lr=settings.learning_rate)
     batches = -(-len(gains) // settings.batch_size) * settings.epochs

@@ -40,7 +40,11 @@ class BatchRule:
         self.rule = _rule(name)
         self.rule.reset(simulation.layout, 0)
         self._fresh: Any = self.rule.memory.copy()
-        self.memory: Any = np.repeat(self._fresh, simulation.num_envs).view(np.recarray)
+        memory = np.zeros(
+            simulation.num_envs, self._fresh.dtype
+        )  # bytes between fields too: they are saved and compared
+        memory[:] = self._fresh[0]
+        self.memory: Any = memory.view(np.recarray)
         self._actions = np.zeros(simulation.num_envs, np.int64)
 
     def decide(self) -> NDArray[np.int64]:

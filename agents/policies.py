@@ -16,13 +16,13 @@ from mmsched_env.observation import BLOCKS
 from mmsched_env.sim.state import NUM_SCOPES, Dims
 
 from .distribution import MaskedCategorical
-from .estimates import FIELDS
+from .estimates import FIELDS, sums
 from .extractors import Entities, EntityExtractor, FlatExtractor
 
-TRUST = 6.0
+TRUST = 3.0
 """a fresh scorer's weight of the first adviser's action"""
 PREEMPT, OFFLOAD = -8.0, -10.0
-"""their first logits without an adviser; drawn as often as the rest, they undo all work and no episode ever ends"""
+"""their first logits where no rule advises them; drawn as often as the rest, they undo all work and no episode ever ends"""
 IDLE = 3.0
 """added to PREEMPT for an idle instance: no work is undone"""
 SPEED = 5.0
@@ -78,8 +78,9 @@ class Scorer(nn.Module):
         eagerness[FIELDS.index("cost")] = -EAGERNESS * self.alone
         self.eagerness = nn.Parameter(eagerness)
         self.speed = nn.Parameter(torch.tensor(SPEED * self.alone))
-        self.trust = nn.Parameter(TRUST * (torch.arange(extractor.advisers) == 0))
-        self.waiting_from_advice = nn.Linear(extractor.advisers, hidden, bias=False) if extractor.advisers else None
+        if extractor.advisers:
+            self.trust = nn.Parameter(TRUST * (torch.arange(extractor.advisers) == 0))
+            self.waiting_from_advice = nn.Linear(extractor.advisers, hidden, bias=False)
 
     def forward(self, seen: Entities) -> tuple[Tensor, Tensor]:
         requests, gpus, instances, whole = self._embed(seen)
@@ -95,7 +96,7 @@ class Scorer(nn.Module):
     def _embed(self, seen: Entities) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Requests (N, h), GPUs (B, G, h), instances (N', h) and the whole (B, 4 h)."""
         num_queue, num_gpus, num_slots = seen.sizes
-        batch = len(seen.gpus)
+        batch = seen.gpus.shape[0]
         models = self.embed["models"](seen.models)
         gpus = self.embed["gpus"](seen.gpus)
         of_model = models.flatten(0, 1)
@@ -103,9 +104,9 @@ class Scorer(nn.Module):
         gpu_at = seen.instance_at // num_slots  # row b G + g
         instances = self.embed["instances"](seen.instances) + of_model[seen.instance_model] + gpus.flatten(0, 1)[gpu_at]
         instances = torch.relu(instances)
-        on_gpu = instances.new_zeros(batch * num_gpus, instances.shape[1]).index_add(0, gpu_at, instances)
+        on_gpu = sums(instances, gpu_at, batch * num_gpus)
         gpus = torch.relu(gpus + self.gpu_from_instances(on_gpu).view(batch, num_gpus, -1))
-        waiting = requests.new_zeros(batch, requests.shape[1]).index_add(0, seen.request_at // num_queue, requests)
+        waiting = sums(requests, seen.request_at // num_queue, batch)
         parts = [
             waiting / MANY,
             _mean(gpus, seen.gpu_present),
@@ -116,7 +117,7 @@ class Scorer(nn.Module):
 
     def _logits(self, seen: Entities, requests: Tensor, gpus: Tensor, instances: Tensor, whole: Tensor) -> Tensor:
         num_queue, num_gpus, num_slots = seen.sizes
-        batch = len(gpus)
+        batch = gpus.shape[0]
         summary = torch.relu(self.summary(whole))
         request = self.pair_from_request(requests + summary[seen.request_at // num_queue])
         gpu = self.pair_from_gpu(gpus).flatten(0, 1)
@@ -127,9 +128,10 @@ class Scorer(nn.Module):
         wanted = self.instance_from_demand(demand)[seen.instance_at // num_slots]
         instance = self.instance_hidden(instances + summary[seen.instance_at // (num_gpus * num_slots)]) + wanted
         change = self.rate_instance(torch.relu(instance))
-        preempt = self.alone * (PREEMPT + IDLE * seen.idle) + change[:, :NUM_SCOPES]
-        offload = self.alone * OFFLOAD + self.speed * seen.speedup + change[:, NUM_SCOPES:]
-        if self.waiting_from_advice is not None:
+        unasked = 1 - seen.advised
+        preempt = change[:, :NUM_SCOPES] + (PREEMPT + IDLE * seen.idle) * unasked[:, :NUM_SCOPES]
+        offload = change[:, NUM_SCOPES:] + OFFLOAD * unasked[:, NUM_SCOPES:] + self.speed * seen.speedup
+        if seen.advice is not None:
             summary = torch.relu(summary + self.waiting_from_advice(seen.advice[:, 0]))
         parts = [
             self.rate_waiting(summary),
@@ -137,7 +139,8 @@ class Scorer(nn.Module):
             _spread(preempt, seen.instance_at, batch, num_gpus * num_slots),
             _spread(offload, seen.instance_at, batch, num_gpus * num_slots),
         ]
-        return torch.cat(parts, 1) + seen.advice @ self.trust
+        logits = torch.cat(parts, 1)
+        return logits if seen.advice is None else logits + seen.advice @ self.trust
 
 
 class ScorerPolicy(MaskableActorCriticPolicy):
@@ -197,7 +200,7 @@ def policy_arguments(
 
 def _spread(rows: Tensor, at: Tensor, batch: int, count: int) -> Tensor:
     """Rows (N, F) at b count + i -> (batch, count F), zero where there is none."""
-    return rows.new_zeros(batch * count, rows.shape[1]).index_copy(0, at, rows).view(batch, -1)
+    return sums(rows, at, batch * count).view(batch, -1)
 
 
 def _mean(rows: Tensor, present: Tensor) -> Tensor:
@@ -210,5 +213,5 @@ def _attend(score: Tensor, rows: Tensor, at: Tensor, count: int) -> Tensor:
     zero where there is none."""
     highest = score.detach().new_full((count,), -torch.inf).scatter_reduce(0, at, score.detach(), "amax")
     weight = torch.exp(score - highest[at])
-    total = weight.new_zeros(count).index_add(0, at, weight)
-    return rows.new_zeros(count, rows.shape[1]).index_add(0, at, rows * (weight / total[at]).unsqueeze(-1))
+    total = sums(weight, at, count)
+    return sums(rows * (weight / total[at]).unsqueeze(-1), at, count)

@@ -142,4 +142,8 @@ def _snapshot(simulation: Simulation, arrays: Mapping[str, Tensor], classes: Seq
 
 
 def _bytes(records: NDArray[Any]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(records).view(np.uint8).reshape(-1).copy())
+    """The records' memory, with zeros between their fields: what lies there is no state."""
+    clean = np.zeros(records.shape, records.dtype)
+    for name in records.dtype.names or ():
+        clean[name] = records[name]
+    return torch.from_numpy(clean.view(np.uint8).reshape(-1))

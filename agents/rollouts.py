@@ -97,9 +97,10 @@ class Explorer:
     def _candidates(self, rule: int, chances: NDArray[np.float32], seen: dict[str, NDArray[Any]]) -> NDArray[np.int64]:
         """(C,) distinct actions as far as there are any."""
         advised = seen[ADVICE_KEY].astype(np.int64).tolist() if ADVICE_KEY in seen else []
-        likely = np.argsort(-chances, kind="stable")[: 1 + self.width // 2].tolist()
+        likely = np.argsort(-chances, kind="stable")[: self.width // 2].tolist()
         legal = self._rng.permutation(np.flatnonzero(seen[MASK_KEY])).tolist()
-        wanted = [a for a in dict.fromkeys([int(rule), *advised, *likely, *legal]) if seen[MASK_KEY][a]]
+        admits = [a for a in legal if a < self.source.layout.preempt_at][: self.width // 2]  # WAIT and DISPATCH
+        wanted = [a for a in dict.fromkeys([int(rule), *advised, *likely, *admits, *legal]) if seen[MASK_KEY][a]]
         chosen = wanted[: self.width]
         return np.array(chosen + [int(rule)] * (self.width - len(chosen)), np.int64)
 

@@ -126,10 +126,12 @@ def warm_start(
     elif config.agent.imitation.teacher is not None:
         clone(model, serving, config.agent.imitation, stop)
         checkpoint_of(model, serving, config).save(Path(config.run_dir) / CLONE)
-    else:
+    elif not config.agent.advisers:
         return
     model.anchor()
     if config.agent.improvement.rounds and stop.stop_signal is None:
+        if validations is not None:
+            validations.validate(model, "before the improvement")
         improve(model, config, stop, validations)
         model.anchor()
 
@@ -154,7 +156,8 @@ def improve(model: AnchoredPPO, config: TrainConfig, stop: Checkpoints, validati
     """Rounds of rollouts from the policy's own states and of learning from all of them."""
     settings = config.agent.improvement
     explorers = [
-        Explorer(env, config.agent.advisers, settings, 1000 * config.seed + at) for at, env in enumerate(config.envs)
+        Explorer(_cut(env, config.agent), config.agent.advisers, settings, 1000 * config.seed + at)
+        for at, env in enumerate(config.envs)
     ]
     found: list[list[Samples]] = [[] for _ in explorers]
     for number in range(1, settings.rounds + 1):
@@ -192,15 +195,18 @@ def make_venv(config: TrainConfig) -> tuple[VecEnv, list[ServingSB3VecEnv]]:
     count = config.num_envs // len(config.envs)
     serving, seen = [], []
     for env in config.envs:
-        limited = dataclasses.replace(env.sim, max_steps=min(env.sim.max_steps, config.agent.episode_steps))
-        part = ServingSB3VecEnv(
-            count, dataclasses.replace(env, sim=limited), config.agent.change_cost, config.agent.advisers
-        )
+        part = ServingSB3VecEnv(count, _cut(env, config.agent), config.agent.change_cost, config.agent.advisers)
         serving.append(part)
         # its discount only sets the scale of the rewards; that of the returns is in TimedRolloutBuffer
         normalised = VecNormalize(part, norm_obs=False, norm_reward=True, gamma=SCALE_GAMMA)
         seen.append(normalised if config.agent.normalise_returns else part)
     return MixedVecEnv(seen), serving
+
+
+def _cut(env: EnvConfig, agent: AgentConfig) -> EnvConfig:
+    """The scenario with episodes of `episode_steps` decisions at most."""
+    sim = dataclasses.replace(env.sim, max_steps=min(env.sim.max_steps, agent.episode_steps))
+    return dataclasses.replace(env, sim=sim)
 
 
 def make_model(config: TrainConfig, venv: VecEnv, serving: Sequence[ServingSB3VecEnv]) -> AnchoredPPO:

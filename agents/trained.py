@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -18,6 +19,7 @@ from mmsched_env.sim.state import Dims
 from .checkpoint import Checkpoint, read_checkpoint, require_layout
 from .learner import SingleView, learner_space
 from .policies import FIXED_SIZES, policy_arguments
+from .ppo import decided_logits
 
 
 class TrainedPolicy:
@@ -47,15 +49,17 @@ class TrainedPolicy:
         self._view.reset(layout, seed)
         self._generator.manual_seed(seed % 2**63)
 
+    def logits(self, observation: Mapping[str, NDArray[Any]], mask: NDArray[Any]) -> torch.Tensor:
+        """(A,) masked logits; blocks (rows..., fields), mask (A,)."""
+        seen = self._view.observation(observation, mask)
+        return decided_logits(self.network, {key: np.asarray(values)[None] for key, values in seen.items()})[0]
+
     def act(self, observation: Mapping[str, NDArray[Any]], mask: NDArray[Any]) -> int:
-        """Index of the action to take; blocks (rows..., fields), mask (A,)."""
-        with torch.no_grad():
-            seen = self._view.observation(observation, mask)
-            batch = {key: torch.as_tensor(x).unsqueeze(0) for key, x in seen.items()}
-            chosen = self.network.get_distribution(batch, mask)
-            if not self.stochastic:
-                return int(chosen.mode())
-            return int(torch.multinomial(chosen.logits.softmax(-1), 1, generator=self._generator))
+        """Index of the action to take."""
+        logits = self.logits(observation, mask)
+        if not self.stochastic:
+            return int(logits.argmax())
+        return int(torch.multinomial(logits.softmax(-1), 1, generator=self._generator))
 
 
 def network(path: Path, checkpoint: Checkpoint, dims: Dims) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +22,9 @@ from .ppo import decided_logits
 KEY = "weighted_mean_e2e_ms"
 """the figure policies are chosen by: what the reward adds up to, per unit of weight"""
 
-MAX_STEPS = 20_000
-"""decisions after which an episode has failed: a policy that puts out what it has just loaded may never end it"""
+MOST = 3
+"""an episode has failed after so many times the decisions of the rule's longest: a policy that puts out what it has just
+loaded may never end it"""
 
 Decide = Callable[[], NDArray[np.int64]]
 
@@ -64,24 +64,27 @@ class Validator:
     """
 
     def __init__(self, envs: Sequence[EnvConfig], episodes: int, rule: str, advisers: Sequence[str]) -> None:
-        limited = [dataclasses.replace(env, sim=dataclasses.replace(env.sim, max_steps=MAX_STEPS)) for env in envs]
-        self.simulations = [Simulation(env, episodes) for env in limited]
+        self.simulations = [Simulation(env, episodes) for env in envs]
         self.rule = rule
         self.advisers = advisers
-        self._line: dict[str, NDArray[np.float64]] | None = None
+        self._line: tuple[dict[str, NDArray[np.float64]], list[int]] | None = None
 
-    def line(self) -> dict[str, NDArray[np.float64]]:
-        """The rule's figures (scenarios, episodes)."""
+    def line(self) -> tuple[dict[str, NDArray[np.float64]], list[int]]:
+        """The rule's figures (scenarios, episodes), and the decisions of its longest episode for each scenario."""
         if self._line is None:
-            rows = [episodes_of(simulation, BatchRule(self.rule, simulation).decide) for simulation in self.simulations]
-            self._line = _stacked(rows)
+            played = [episodes_of(s, BatchRule(self.rule, s).decide, s.config.sim.max_steps) for s in self.simulations]
+            self._line = _stacked([rows for rows, _ in played]), [steps for _, steps in played]
         return self._line
 
     def __call__(self, policy: MaskableActorCriticPolicy, stochastic: bool = False) -> Validation:
         """Run the policy: the likeliest action, or one drawn."""
         views = [BatchView(simulation, self.advisers) for simulation in self.simulations]
-        rows = [episodes_of(view.simulation, network_decisions(policy, view, stochastic)) for view in views]
-        return Validation(_stacked(rows), self.line())
+        line, longest = self.line()
+        rows = [
+            episodes_of(view.simulation, network_decisions(policy, view, stochastic), MOST * steps)[0]
+            for view, steps in zip(views, longest, strict=True)
+        ]
+        return Validation(_stacked(rows), line)
 
 
 def network_decisions(policy: MaskableActorCriticPolicy, view: BatchView, stochastic: bool) -> Decide:
@@ -100,22 +103,25 @@ def network_decisions(policy: MaskableActorCriticPolicy, view: BatchView, stocha
     return decide
 
 
-def episodes_of(simulation: Simulation, decide: Decide) -> list[dict[str, Any]]:
-    """Summaries (`mmsched_env.metrics`) of the first validation traces, one in each environment."""
+def episodes_of(simulation: Simulation, decide: Decide, limit: int) -> tuple[list[dict[str, Any]], int]:
+    """Summaries (`mmsched_env.metrics`) of the first validation traces, one in each environment, and the decisions of the
+    longest. An episode that is not over after `limit` of them has an infinite `KEY`."""
     config, count = simulation.config, simulation.num_envs
     for env in range(count):
         seed = seed_of("validation", env)
         simulation.reset(env, config.workload.sample(seed, config.models.names), seed)
     running = np.ones(count, bool)
     summaries: list[dict[str, Any]] = [{} for _ in range(count)]
+    steps = 0
     while running.any():
         outcomes = simulation.step(np.where(running, decide(), 0))
-        ended = running & (outcomes["terminated"] | outcomes["truncated"]).astype(bool)
+        steps += 1
+        ended = running & ((outcomes["terminated"] | outcomes["truncated"]).astype(bool) | (steps >= limit))
         for env in np.flatnonzero(ended).tolist():
             summaries[env] = metrics.summary(simulation.episode_requests(env), simulation.state[env])
             summaries[env][KEY] = summaries[env][KEY] if outcomes["terminated"][env] else np.inf
         running &= ~ended
-    return summaries
+    return summaries, steps
 
 
 def _stacked(rows: list[list[dict[str, Any]]]) -> dict[str, NDArray[np.float64]]:

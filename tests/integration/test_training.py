@@ -26,6 +26,7 @@ from mmsched_env.agents.config import (
 )
 from mmsched_env.agents.curriculum import eased
 from mmsched_env.agents.export import export
+from mmsched_env.agents.learner import BatchRule
 from mmsched_env.agents.loader import load_policy
 from mmsched_env.agents.sb3_vec_env import ServingSB3VecEnv
 from mmsched_env.agents.train import train
@@ -41,7 +42,7 @@ from mmsched_env.workload import GeneratorConfig
 
 ENV = EnvConfig(workload=GeneratorConfig(num_requests=10))
 SCRATCH = ImitationConfig(teacher=None)
-AGENT = AgentConfig(n_steps=64, batch_size=128, n_epochs=2, net_arch=(16,), imitation=SCRATCH)
+AGENT = AgentConfig(n_steps=64, batch_size=128, n_epochs=2, net_arch=(16,), advisers=(), imitation=SCRATCH)
 
 
 @pytest.fixture(autouse=True)
@@ -162,9 +163,21 @@ def test_a_policy_of_another_layout_is_refused(tmp_path):
         policy.reset(ActionLayout(other), seed=0)
 
 
-WARM = dataclasses.replace(AGENT, imitation=ImitationConfig(steps=512, batch_size=64), kl_coef=0.5, kl_share=1.0)
+WARM = dataclasses.replace(
+    AGENT,
+    advisers=("composite", "mect"),
+    imitation=ImitationConfig(steps=512, batch_size=64),
+    kl_coef=0.5,
+    kl_share=1.0,
+)
 MIXED = (ENV, dataclasses.replace(ENV, cluster=dataclasses.replace(ENV.cluster, uncertainty="sample")))
-LONG = {"envs": MIXED, "agent": WARM, "total_steps": 256 * 24, "checkpoint_every": 256 * 4}
+BUSY = EnvConfig(workload=GeneratorConfig(num_requests=60, rate_per_s=4.0))
+LONG = {
+    "envs": MIXED,
+    "agent": dataclasses.replace(WARM, n_steps=16, batch_size=32),
+    "total_steps": 64 * 24,
+    "checkpoint_every": 64 * 4,
+}
 
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path):
@@ -173,14 +186,14 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path):
     folder = tmp_path / "killed"
     process = get_context("spawn").Process(target=train, args=(configuration(folder, **LONG),))
     process.start()
-    first = folder / "checkpoints" / "000001024.zip"
+    first = folder / "checkpoints" / "000000256.zip"
     while not (first.exists() and (folder / "latest.zip").exists()):
         time.sleep(0.005)
         assert process.is_alive()
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    assert read_checkpoint(folder / "latest.zip").num_steps < 256 * 24
+    assert read_checkpoint(folder / "latest.zip").num_steps < 64 * 24
     again = train(configuration(folder, resume=True, **LONG))
     assert again.num_steps == whole.num_steps
     for name, value in weights(whole.checkpoint).items():
@@ -188,7 +201,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path):
     states = [read_checkpoint(run.checkpoint).resume for run in (whole, again)]
     assert states[0][0].keys() == states[1][0].keys()
     for name, value in states[0][0].items():  # optimiser, generators, environments: everything a next update would use
-        assert torch.equal(value, states[1][0][name]), name
+        torch.testing.assert_close(value, states[1][0][name], rtol=0, atol=0, equal_nan=True, msg=name)
     assert states[0][1] == states[1][1]
 
 
@@ -206,14 +219,16 @@ def test_stages_improve_and_keep_the_best(tmp_path):
         events.Tags()["scalars"]
     )
     best = read_checkpoint(tmp_path / "best.zip")
-    simulations = Validator(MIXED, 2, "composite")
+    simulations = Validator(MIXED, 2, "composite", agent.advisers)
     network = load_policy(tmp_path / "best.zip").network
     assert simulations(network).score == pytest.approx(min(scores), rel=1e-5)
     assert best.num_steps <= result.num_steps
 
 
+@pytest.mark.slow
 def test_imitation_learns_what_the_rule_does(tmp_path):
-    agent = dataclasses.replace(WARM, net_arch=(32,), imitation=ImitationConfig(steps=20_000, batch_size=64))
+    imitation = ImitationConfig(steps=20_000, batch_size=64)
+    agent = dataclasses.replace(WARM, advisers=(), net_arch=(32,), imitation=imitation)
     train(configuration(tmp_path, agent=agent, num_envs=16, total_steps=1))
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
@@ -221,16 +236,21 @@ def test_imitation_learns_what_the_rule_does(tmp_path):
     assert alike[-1] > 0.85 and alike[-1] > alike[0]
 
 
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory):
+    """Checkpoint of a short run with advice, imitation and PPO."""
+    return train(configuration(tmp_path_factory.mktemp("warm"), agent=WARM)).checkpoint
+
+
 @pytest.mark.parametrize("gpus", [2, 8, 16])
-def test_one_checkpoint_serves_other_clusters_and_models(tmp_path, gpus):
+def test_one_checkpoint_serves_other_clusters_and_models(warm, gpus):
     """Trained on four GPUs; loaded for others, with models it never saw, it serves every request."""
-    path = train(configuration(tmp_path, agent=WARM)).checkpoint
     cluster = ClusterConfig(gpus=("rtx-a6000-48gb", "rtx-4090-24gb") * (gpus // 2), gpu_hosts=(0, 1) * (gpus // 2))
     models = ModelsConfig(names=("qwen3-8b-f16", "qwen2.5-0.5b-f16", "qwen2.5-7b-q4_k_m"))
     limits = LimitsConfig(queue=20, gpus=gpus, models=3)
     config = dataclasses.replace(ENV, cluster=cluster, models=models, limits=limits)
     trace = config.workload.sample(1, models.names)
-    assert run_episode(Simulation(config, 1), load_policy(path), trace, 1).rows["finished"].all()
+    assert run_episode(Simulation(config, 1), load_policy(warm), trace, 1).rows["finished"].all()
 
 
 def test_a_curriculum_ends_at_the_scenario(tmp_path):
@@ -241,35 +261,52 @@ def test_a_curriculum_ends_at_the_scenario(tmp_path):
     train(configuration(tmp_path, agent=dataclasses.replace(AGENT, curriculum=settings)))
 
 
-def test_an_export_decides_as_the_network_does(tmp_path):
-    """Without PyTorch, within 1e-5 of its logits along an episode, in under a millisecond."""
-    path = train(configuration(tmp_path, agent=WARM)).checkpoint
-    policy, exported = load_policy(path), load_policy(export(path, tmp_path / "policy.onnx"))
-    config = EnvConfig(workload=GeneratorConfig(num_requests=40, rate_per_s=4.0))
+def observations_along(config, count):
+    """What there is to be seen along an episode in which the composite rule decides."""
     simulation = Simulation(config, 1)
     simulation.reset(0, config.workload.sample(1, config.models.names), 1)
-    for one in (policy, exported):
-        one.reset(simulation.layout, 0)
-    compared, seconds = 0, []
-    for _ in range(200):
-        seen = {key: values[0] for key, values in simulation.current.observation().items()}
-        mask = simulation.current.mask[0]
-        begun = time.process_time()
-        ours = exported.logits(seen, mask)
-        seconds.append(time.process_time() - begun)
-        batch = {key: torch.as_tensor(values)[None] for key, values in seen.items() if key != "action_mask"}
-        with torch.no_grad():
-            theirs = policy.network.get_distribution(batch, mask).logits[0].numpy()
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
-        action = exported.act(seen, mask)
-        assert mask[action] == 1
-        compared += 1
-        if simulation.step(np.array([action]))[0]["terminated"]:
+    rule = BatchRule("composite", simulation)
+    for _ in range(count):
+        seen = {key: values[0].copy() for key, values in simulation.current.observation().items()}
+        yield simulation.layout, seen, seen["action_mask"]
+        if simulation.step(rule.decide())[0]["terminated"]:
             break
+
+
+@pytest.mark.parametrize("advisers", [(), ("composite", "mect")])
+def test_an_export_decides_as_the_network_does(tmp_path, advisers):
+    """Without PyTorch, within 1e-5 of its logits along an episode."""
+    path = train(configuration(tmp_path, agent=dataclasses.replace(WARM, advisers=advisers))).checkpoint
+    policy, exported = load_policy(path), load_policy(export(path, tmp_path / "policy.onnx"))
+    compared = 0
+    for layout, seen, mask in observations_along(BUSY, 200):
+        if compared == 0:
+            policy.reset(layout, 0)
+            exported.reset(layout, 0)
+        np.testing.assert_allclose(exported.logits(seen, mask), policy.logits(seen, mask).numpy(), rtol=1e-5, atol=1e-5)
+        assert mask[exported.act(seen, mask)] == 1
+        compared += 1
     assert compared >= 80
-    assert np.median(seconds) < 1e-3
     with pytest.raises(ConfigError, match="was exported for"):
         exported.reset(ActionLayout(dataclasses.replace(Dims.of(ENV.limits), Q=17)), 0)
+
+
+@pytest.mark.slow
+def test_an_export_decides_in_under_a_millisecond(tmp_path):
+    """The network as it is by default, median over an episode of the better of two decisions."""
+    agent = dataclasses.replace(WARM, net_arch=AgentConfig().net_arch)
+    path = train(configuration(tmp_path, agent=agent, total_steps=1)).checkpoint
+    exported, seconds = load_policy(export(path, tmp_path / "policy.onnx")), []
+    for layout, seen, mask in observations_along(BUSY, 200):
+        if not seconds:
+            exported.reset(layout, 0)
+        times = []
+        for _ in range(2):
+            begun = time.perf_counter()
+            exported.act(seen, mask)
+            times.append(time.perf_counter() - begun)
+        seconds.append(min(times))
+    assert np.median(seconds) < 1e-3
 
 
 def test_an_exported_policy_needs_no_torch(tmp_path):
