@@ -87,7 +87,7 @@ class Entities:
     """(B, M, 1)"""
     whole: Tensor
     """(B, F)"""
-    advised: Tensor
+    advised: Tensor | None
     """(N', 2 + K) 1 at the changes of an instance that some rule would make now"""
     advice: Tensor | None
     """(B, A, R) 1 at the action that each of R rules would take; in `pairs` and `instances` too"""
@@ -137,8 +137,8 @@ class EntityExtractor(BaseFeaturesExtractor):
             env,
             mask.shape[0],
         )
-        of_pairs, of_instances, advice = [self.squash["pairs"](pairs), estimated.flatten(1)], [], None
-        advised = instances.new_zeros(instances.shape[0], NUM_SCOPES + self.levels)
+        of_pairs, of_instances = [self.squash["pairs"](pairs), estimated.flatten(1)], []
+        advice = advised = None
         if self.advisers:
             advice = _advised(observation[ADVICE_KEY], mask)
             of_pairs.append(self._by_row(advice, "pairs", sizes).flatten(1)[pair_at])

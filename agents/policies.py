@@ -21,8 +21,11 @@ from .extractors import Entities, EntityExtractor, FlatExtractor
 
 TRUST = 3.0
 """a fresh scorer's weight of the first adviser's action"""
+UNASKED = -30.0
+"""logit of a PREEMPT or OFFLOAD that no adviser proposes: each alone looks harmless to a rollout in which a rule decides from
+then on, and a policy that has learned so takes a request off and lets it in again every few milliseconds"""
 PREEMPT, OFFLOAD = -8.0, -10.0
-"""their first logits where no rule advises them; drawn as often as the rest, they undo all work and no episode ever ends"""
+"""their first logits without advisers; drawn as often as the rest, they undo all work and no episode ever ends"""
 IDLE = 3.0
 """added to PREEMPT for an idle instance: no work is undone"""
 SPEED = 5.0
@@ -128,10 +131,11 @@ class Scorer(nn.Module):
         wanted = self.instance_from_demand(demand)[seen.instance_at // num_slots]
         instance = self.instance_hidden(instances + summary[seen.instance_at // (num_gpus * num_slots)]) + wanted
         change = self.rate_instance(torch.relu(instance))
-        unasked = 1 - seen.advised
-        preempt = change[:, :NUM_SCOPES] + (PREEMPT + IDLE * seen.idle) * unasked[:, :NUM_SCOPES]
-        offload = change[:, NUM_SCOPES:] + OFFLOAD * unasked[:, NUM_SCOPES:] + self.speed * seen.speedup
-        if seen.advice is not None:
+        preempt = self.alone * (PREEMPT + IDLE * seen.idle) + change[:, :NUM_SCOPES]
+        offload = self.alone * OFFLOAD + self.speed * seen.speedup + change[:, NUM_SCOPES:]
+        if seen.advice is not None and seen.advised is not None:
+            unasked = UNASKED * (1 - seen.advised)
+            preempt, offload = preempt + unasked[:, :NUM_SCOPES], offload + unasked[:, NUM_SCOPES:]
             summary = torch.relu(summary + self.waiting_from_advice(seen.advice[:, 0]))
         parts = [
             self.rate_waiting(summary),

@@ -27,6 +27,8 @@ from .config import ImprovementConfig
 from .learner import ADVICE_KEY, BatchRule, BatchView
 from .ppo import decided_logits
 
+RARE = 1e-6
+"""probability below which an action is none of the policy's likeliest"""
 MAX_DECISIONS = 5000
 """of a rollout"""
 
@@ -97,10 +99,12 @@ class Explorer:
     def _candidates(self, rule: int, chances: NDArray[np.float32], seen: dict[str, NDArray[Any]]) -> NDArray[np.int64]:
         """(C,) distinct actions as far as there are any."""
         advised = seen[ADVICE_KEY].astype(np.int64).tolist() if ADVICE_KEY in seen else []
-        likely = np.argsort(-chances, kind="stable")[: self.width // 2].tolist()
-        legal = self._rng.permutation(np.flatnonzero(seen[MASK_KEY])).tolist()
-        admits = [a for a in legal if a < self.source.layout.preempt_at][: self.width // 2]  # WAIT and DISPATCH
-        wanted = [a for a in dict.fromkeys([int(rule), *advised, *likely, *admits, *legal]) if seen[MASK_KEY][a]]
+        likely = [a for a in np.argsort(-chances, kind="stable")[: self.width // 2].tolist() if chances[a] > RARE]
+        legal = np.flatnonzero(seen[MASK_KEY])
+        if advised:  # changes of instances are up to the rules, as in the network
+            legal = legal[legal < self.source.layout.preempt_at]
+        others = self._rng.permutation(legal).tolist()
+        wanted = [a for a in dict.fromkeys([int(rule), *advised, *likely, *others]) if seen[MASK_KEY][a]]
         chosen = wanted[: self.width]
         return np.array(chosen + [int(rule)] * (self.width - len(chosen)), np.int64)
 
