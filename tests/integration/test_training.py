@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import torch
 from sb3_contrib import MaskablePPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mmsched_env import agents
 from mmsched_env.action import ActionLayout
 from mmsched_env.agents.checkpoint import read_checkpoint
 from mmsched_env.agents.config import (
@@ -40,6 +42,7 @@ from mmsched_env.sim.state import Dims
 from mmsched_env.vector_env import ServingVectorEnv
 from mmsched_env.workload import GeneratorConfig
 
+PRETRAINED = Path(agents.__file__).parent / "pretrained"
 ENV = EnvConfig(workload=GeneratorConfig(num_requests=10))
 SCRATCH = ImitationConfig(teacher=None)
 AGENT = AgentConfig(n_steps=64, batch_size=128, n_epochs=2, net_arch=(16,), advisers=(), imitation=SCRATCH)
@@ -251,6 +254,15 @@ def test_one_checkpoint_serves_other_clusters_and_models(warm, gpus):
     config = dataclasses.replace(ENV, cluster=cluster, models=models, limits=limits)
     trace = config.workload.sample(1, models.names)
     assert run_episode(Simulation(config, 1), load_policy(warm), trace, 1).rows["finished"].all()
+
+
+@pytest.mark.parametrize("file", sorted(PRETRAINED.glob("*.zip")), ids=lambda file: file.name)
+def test_a_pretrained_policy_serves_its_scenario_and_has_a_card(file):
+    assert file.stat().st_size < 5_000_000
+    assert f"## {file.name}" in (PRETRAINED / "README.md").read_text()
+    config = EnvConfig(workload=GeneratorConfig(num_requests=20))
+    rows = run_episode(Simulation(config, 1), load_policy(file), config.workload.sample(1, config.models.names), 1).rows
+    assert rows["finished"].all()
 
 
 def test_a_curriculum_ends_at_the_scenario(tmp_path):
