@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 
 demo: $(INSTALLED)
 	$(BIN)/python -m mmsched_env train experiment=demo out=runs/demo/train
-	$(BIN)/python -m mmsched_env evaluate "policies=[fcfs,random,least_loaded,mect,preemptive,runs/demo/train/latest.zip]" out=runs/demo/evaluate
+	$(BIN)/python -m mmsched_env evaluate "policies=[fcfs,random,least_loaded,mect,preemptive,composite,agents/pretrained/default-v0.zip,runs/demo/train/best.zip]" out=runs/demo/evaluate
 
 # a file is one worker's, as its tests share what they make; slow tests measure or take minutes: one after the other
 test: $(INSTALLED) lint

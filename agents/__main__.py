@@ -20,12 +20,15 @@ def run(config: DictConfig) -> None:
     """Build the `TrainConfig`, train, and say where the checkpoint is."""
     values = OmegaConf.to_container(config, resolve=True)
     assert isinstance(values, dict)
-    keys = {field.name for field in dataclasses.fields(TrainConfig)} - {"env", "run_dir"}
+    keys = {field.name for field in dataclasses.fields(TrainConfig)} - {"envs", "run_dir"}
     own = {key: values[key] for key in keys}
-    env = hydra_app.env_config_of(config)
+    composed = [config]
+    if config.scenarios is not None:
+        composed = [hydra_app.with_scenario(COMMAND, str(name)) for name in config.scenarios]
+    envs = tuple(hydra_app.env_config_of(scenario) for scenario in composed)
     from .train import train  # torch takes seconds to import: not for a wrong setting or --help
 
-    result = train(build(TrainConfig, own | {"env": env, "run_dir": hydra_app.output_folder()}))
+    result = train(build(TrainConfig, own | {"envs": envs, "run_dir": hydra_app.output_folder()}))
     if not result.stopped:
         print(f"trained {result.num_steps:,} steps: {result.checkpoint}")
     if result.stopped:

@@ -36,9 +36,9 @@ class TimedRolloutBuffer(MaskableDictRolloutBuffer):
         trace_s: float,
         **kwargs: Any,
     ) -> None:
-        self._elapsed_s = elapsed_s
-        self._horizon_s = horizon_s
-        self._trace_s = trace_s
+        self.elapsed_s = elapsed_s
+        self.horizon_s = horizon_s
+        self.trace_s = trace_s
         super().__init__(*args, **kwargs)
 
     def reset(self) -> None:
@@ -46,7 +46,7 @@ class TimedRolloutBuffer(MaskableDictRolloutBuffer):
         super().reset()
 
     def add(self, *args: Any, **kwargs: Any) -> None:
-        self.seconds[self.pos] = self._elapsed_s()
+        self.seconds[self.pos] = self.elapsed_s()
         super().add(*args, **kwargs)
 
     def compute_returns_and_advantage(self, last_values: Tensor, dones: NDArray[np.bool_]) -> None:
@@ -54,8 +54,8 @@ class TimedRolloutBuffer(MaskableDictRolloutBuffer):
         next_value = last_values.cpu().numpy().flatten()
         alive = 1.0 - dones
         advantage = np.zeros(self.n_envs, np.float32)
-        discounts = self.gamma * np.exp(-self.seconds / self._horizon_s)
-        traces = self.gae_lambda * np.exp(-self.seconds / self._trace_s)
+        discounts = self.gamma * np.exp(-self.seconds / self.horizon_s)
+        traces = self.gae_lambda * np.exp(-self.seconds / self.trace_s)
         for step in reversed(range(self.buffer_size)):
             discount = discounts[step] * alive
             delta = self.rewards[step] + discount * next_value - self.values[step]

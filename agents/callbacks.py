@@ -12,7 +12,10 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+
+from .validation import Validator
 
 FIGURES = (
     "p50_ttft_ms",
@@ -55,6 +58,55 @@ class SchedulerMetrics(BaseCallback):
         values = [info["metrics"][name] for info in self.episodes]
         values = [value for value in values if np.isfinite(value)]
         return float(np.mean(values)) if values else float("nan")
+
+
+class Validations(BaseCallback):
+    """Validates after the update that passes each multiple of `every` steps, and before the first; calls `keep` after the
+    best so far.
+
+    TensorBoard gets validation/score (mean E2E over the rule's, geometric mean over scenarios: 1 is the rule's line),
+    each scenario's ratio, and the policy's and the rule's mean figures.
+    """
+
+    def __init__(self, validator: Validator, every: int, keep: Callable[[], object]) -> None:
+        super().__init__()
+        self.validator = validator
+        self.every = every
+        self.keep = keep
+        self.best = float("inf")
+
+    def _on_training_start(self) -> None:
+        self.next = self.model.num_timesteps
+
+    def _on_rollout_start(self) -> None:
+        if self.model.num_timesteps >= self.next:
+            self.next = (self.model.num_timesteps // self.every + 1) * self.every
+            self.validate(self.model)
+
+    def _on_training_end(self) -> None:
+        self.validate(self.model)
+
+    def _on_step(self) -> bool:
+        return True
+
+    def validate(self, model: BaseAlgorithm, label: str = "") -> None:
+        """Run the policy as it is, and keep it if it is the best so far."""
+        found = self.validator(model.policy)  # type: ignore[arg-type]
+        for at, ratio in enumerate(found.ratios):
+            model.logger.record(f"validation/ratio_{at}", float(ratio))
+        for name in FIGURES:
+            model.logger.record(f"validation/{name}", float(np.nanmean(found.ours[name])))
+            model.logger.record(f"validation_line/{name}", float(np.nanmean(found.line[name])))
+        model.logger.record("validation/score", found.score)
+        model.logger.dump(model.num_timesteps)
+        ratios = ", ".join(f"{ratio:.3f}" for ratio in found.ratios)
+        label = label or f"{model.num_timesteps:,} steps"
+        print(
+            f"validation, {label}: {found.score:.4f} of {self.validator.rule} ({ratios})", file=sys.stderr, flush=True
+        )
+        if found.score < self.best:
+            self.best = found.score
+            self.keep()
 
 
 class Progress(BaseCallback):

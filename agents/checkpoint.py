@@ -1,32 +1,33 @@
-"""Checkpoint files: one .zip of JSON and tensors, nothing in it is unpickled.
+"""Checkpoint files: one .zip of JSON and safetensors, nothing in it is executed.
 
-``checkpoint.json``    format, layout signature, configuration, step counts, return statistics, library versions
-``parameters.pth``     PyTorch state dicts of the policy and its optimiser
+``checkpoint.json``       format, layout signature, configuration, step counts, library versions
+``policy.safetensors``    the network's weights
+``resume.safetensors``, ``resume.json``    only in the latest one of a run: what it takes to go on (resume.py)
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import math
 import os
-import pickle
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
 
 from mmsched_env.errors import ConfigError
 
-FORMAT = "mmsched checkpoint 1"
+FORMAT = "mmsched checkpoint 2"
 ACCEPTED = "a .zip that `mmsched train` wrote"
-META = "checkpoint.json"
-PARAMETERS = "parameters.pth"
-UNREADABLE = (zipfile.BadZipFile, pickle.UnpicklingError, KeyError, TypeError, ValueError, EOFError, RuntimeError)
+META, POLICY = "checkpoint.json", "policy.safetensors"
+RESUME_META, RESUME = "resume.json", "resume.safetensors"
+UNREADABLE = (zipfile.BadZipFile, SafetensorError, KeyError, TypeError, ValueError, EOFError)
 
 
 @dataclass(frozen=True)
@@ -34,31 +35,33 @@ class Checkpoint:
     """A checkpoint in memory."""
 
     layout: dict[str, Any]
-    """`mmsched_env.observation.layout_signature` of the training environment"""
-    env: dict[str, Any]
-    """its configuration, for the record"""
+    """`mmsched_env.observation.layout_signature` of the training environments"""
+    envs: list[dict[str, Any]]
+    """their configurations, for the record"""
     agent: dict[str, Any]
     """`AgentConfig` values"""
     seed: int
     num_steps: int
     num_updates: int
-    returns: dict[str, float] | None
-    """running mean, var and count of the discounted return; none: rewards are not normalised"""
     versions: dict[str, str]
-    parameters: dict[str, Any]
-    """"policy" and "policy.optimizer" state dicts"""
+    policy: dict[str, Tensor]
+    """weights by name"""
+    resume: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+    """see resume.py"""
 
     def save(self, path: Path) -> None:
         """Write the file completely or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        meta = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "parameters"}
-        tensors = io.BytesIO()
-        torch.save(self.parameters, tensors)
+        meta = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("policy", "resume")}
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             with zipfile.ZipFile(temporary, "w") as archive:
                 archive.writestr(META, json.dumps(_plain({"format": FORMAT} | meta), indent=1))
-                archive.writestr(PARAMETERS, tensors.getvalue())
+                archive.writestr(POLICY, safetensors.torch.save(self.policy))
+                if self.resume is not None:
+                    arrays, values = self.resume
+                    archive.writestr(RESUME, safetensors.torch.save(arrays), zipfile.ZIP_DEFLATED, 1)
+                    archive.writestr(RESUME_META, json.dumps(values))
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -81,18 +84,21 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             meta = json.loads(archive.read(META))
             if meta.pop("format") != FORMAT:
                 raise KeyError("format")
-            parameters = torch.load(io.BytesIO(archive.read(PARAMETERS)), map_location="cpu", weights_only=True)
-        return Checkpoint(**meta, parameters=parameters)
+            policy = safetensors.torch.load(archive.read(POLICY))
+            resume = None
+            if RESUME in archive.namelist():
+                resume = safetensors.torch.load(archive.read(RESUME)), json.loads(archive.read(RESUME_META))
+        return Checkpoint(**meta, policy=policy, resume=resume)
     except UNREADABLE as error:
         raise ConfigError(f"checkpoint {path}: not of format '{FORMAT}'; accepted: {ACCEPTED}") from error
 
 
-def layout_difference(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What differs between two layout signatures, in words; empty if nothing does."""
+def layout_difference(saved: Mapping[str, Any], now: Mapping[str, Any], fixed: str = "QGHMSBK") -> str:
+    """What differs between two layout signatures, in words; empty if nothing does. `fixed`: sizes that must agree."""
     parts = [
         f"size {letter} is {saved['sizes'].get(letter)} in the checkpoint, {size} here"
         for letter, size in now["sizes"].items()
-        if saved["sizes"].get(letter) != size
+        if letter in fixed and saved["sizes"].get(letter) != size
     ]
     for block, names in now["fields"].items():
         old = saved["fields"].get(block, [])
@@ -106,9 +112,9 @@ def layout_difference(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def require_layout(path: str | Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise unless the checkpoint's observation layout is the environment's."""
-    difference = layout_difference(saved, now)
+def require_layout(path: str | Path, saved: Mapping[str, Any], now: Mapping[str, Any], fixed: str = "QGHMSBK") -> None:
+    """Raise unless the checkpoint's observation layout is the environment's, as far as the network depends on it."""
+    difference = layout_difference(saved, now, fixed)
     if difference:
         raise ConfigError(
             f"checkpoint {path} is of another observation layout ({difference}); accepted: one trained with this one"

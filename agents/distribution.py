@@ -26,7 +26,8 @@ class MaskedCategorical(MaskableCategoricalDistribution):
 
     def apply_masking(self, masks: Any) -> None:
         if masks is not None:
-            legal = torch.as_tensor(masks, dtype=torch.bool, device=self.logits.device).reshape(self.logits.shape)
+            masks = masks if isinstance(masks, Tensor) else torch.as_tensor(masks, device=self.logits.device)
+            legal = masks.reshape(self.logits.shape).bool()
             self.logits = self.logits.masked_fill(~legal, ILLEGAL)
 
     def log_prob(self, actions: Tensor) -> Tensor:

@@ -9,11 +9,18 @@ import torch
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from mmsched_env.observation import BLOCKS, block_dtype, block_shape, block_width
-from mmsched_env.sim.state import Dims
+from mmsched_env.observation import BLOCKS, MASK_KEY, block_dtype, block_shape, block_width
+from mmsched_env.sim.state import NUM_SCOPES, Dims
+
+from .estimates import FIELDS, GpuState, Rows, estimates
+from .estimates import log1p10 as squash
+from .learner import ADVICE_KEY
 
 FINE = ("token_s", "step_s", "level_step_s", "arrivals_per_s")
 """fields whose typical values are hundredths; they are multiplied by 100 before squashing"""
+HIDDEN = ("time_s", "model", "host")
+"""fields a network does not get as numbers: the clock, which would tie a policy to the length of its training episodes,
+and indices, which mean something else in every cluster"""
 
 
 class Squash(nn.Module):
@@ -28,6 +35,9 @@ class Squash(nn.Module):
         for name in FINE:
             if name in self.columns:
                 scale[self.columns[name]] = 100.0
+        for name in HIDDEN:
+            if name in self.columns:
+                scale[self.columns[name]] = 0.0
         self.register_buffer("scale", scale, persistent=False)
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -36,22 +46,31 @@ class Squash(nn.Module):
 
 @dataclass(frozen=True)
 class Entities:
-    """A batch's observation as a scorer wants it; N rows are the present ones of all B observations."""
+    """A batch of B observations as a scorer wants it: N waiting requests, P pairs of one with a GPU that is there, N'
+    instances; rows that hold nothing are left out."""
 
+    sizes: tuple[int, int, int]
+    """(Q, G, S) of the layout"""
     request_at: Tensor
     """(N,) row b Q + q of each waiting request"""
     requests: Tensor
     """(N, F)"""
     request_model: Tensor
     """(N,) row b M + m of its model"""
+    pair_at: Tensor
+    """(P,) row (b Q + q) G + g"""
+    pair_request: Tensor
+    """(P,) row n of its request"""
+    pair_gpu: Tensor
+    """(P,) row b G + g"""
     pairs: Tensor
-    """(N, G, F)"""
-    finish: Tensor
-    """(N, G, K) expected time to finish, the last fields of `pairs`"""
+    """(P, F + K (E + R))"""
+    estimates: Tensor
+    """(P, K, E) see estimates.py; fields of `pairs`"""
     instance_at: Tensor
     """(N',) row b I + i of each instance"""
     instances: Tensor
-    """(N', F)"""
+    """(N', F + 1 + (2 + K) R)"""
     instance_model: Tensor
     """(N',) row b M + m"""
     idle: Tensor
@@ -60,46 +79,96 @@ class Entities:
     """(N', K) how much faster each level decodes, in powers of ten of the step's hundredths; 0: no such level"""
     gpus: Tensor
     """(B, G, F)"""
+    gpu_present: Tensor
+    """(B, G, 1)"""
     models: Tensor
     """(B, M, F)"""
+    model_present: Tensor
+    """(B, M, 1)"""
     whole: Tensor
     """(B, F)"""
+    advised: Tensor | None
+    """(N', 2 + K) 1 at the changes of an instance that some rule would make now"""
+    advice: Tensor | None
+    """(B, A, R) 1 at the action that each of R rules would take; in `pairs` and `instances` too"""
 
 
 class EntityExtractor(BaseFeaturesExtractor):
-    """The observation's present rows, squashed: `Entities`. Queues are short, so most rows need no work at all.
+    """The observation's present rows, squashed, with the estimates a rule would make of them and what `advisers` rules would
+    do: `Entities`.
 
-    The pairs get one more field per level, the expected seconds to finish (load + prefill + predicted tokens left x
-    time per token): a product is what a network of few layers finds hardest.
+    Sizes are read off the observation; only the numbers of levels K and of advisers R are the network's own.
     """
 
-    def __init__(self, observation_space: gym.spaces.Dict, dims: Dims) -> None:
+    def __init__(self, observation_space: gym.spaces.Dict, dims: Dims, advisers: int) -> None:
         super().__init__(observation_space, features_dim=1)
-        self.dims = dims
+        self.levels = dims.K
+        self.advisers = advisers
         self.squash = nn.ModuleDict({block: Squash(block, dims) for block in BLOCKS})
         self.columns = {block: columns(block, dims) for block in BLOCKS}
         self.widths = {block: block_width(block, dims) for block in BLOCKS}
-        self.widths["pairs"] += dims.K
+        self.widths["pairs"] += dims.K * (len(FIELDS) + advisers)
+        self.widths["instances"] += 1 + (NUM_SCOPES + dims.K) * advisers
 
     def forward(self, observation: dict[str, Tensor]) -> Entities:
+        num_queue, num_gpus = observation["pairs"].shape[1:3]
+        num_slots = observation["instances"].shape[1] // num_gpus
         request_at, requests, request_model = self._present("queue", observation)
         instance_at, instances, instance_model = self._present("instances", observation)
-        pairs = observation["pairs"].flatten(0, 1)[request_at]
-        finish = squash(self._finish(requests, pairs))
+        env = request_at // num_queue
+        there = observation["gpus"][..., self.columns["gpus"]["present"]]  # (B, G, 1)
+        pair = there.squeeze(-1)[env].flatten().nonzero().squeeze(1)  # row n G + g
+        pair_request = pair // num_gpus
+        gpu = pair - pair_request * num_gpus
+        pair_at = request_at[pair_request] * num_gpus + gpu
+        pair_gpu = env[pair_request] * num_gpus + gpu
+        pairs = observation["pairs"].flatten(0, 2)[pair_at]
+        mask = observation[MASK_KEY].unsqueeze(-1)  # (B, A, 1)
+        sizes = (num_queue, num_gpus, num_slots)
+        legal, unloads = (self._by_row(mask, part, sizes).flatten(1) for part in ("pairs", "instances"))
+        state, keep_value = self._gpu_state(observation, unloads[:, 0])
+        estimated, _ = estimates(
+            Rows(requests, self.columns["queue"]),
+            Rows(pairs, self.columns["pairs"]),
+            state,
+            legal[pair_at],
+            pair_request,
+            pair_gpu,
+            env,
+            mask.shape[0],
+        )
+        of_pairs, of_instances = [self.squash["pairs"](pairs), estimated.flatten(1)], []
+        advice = advised = None
+        if self.advisers:
+            advice = _advised(observation[ADVICE_KEY], mask)
+            of_pairs.append(self._by_row(advice, "pairs", sizes).flatten(1)[pair_at])
+            changes = self._by_row(advice, "instances", sizes)[instance_at]
+            of_instances.append(changes.flatten(1))
+            advised = changes.amax(-1)
+        squashed = self.squash["instances"](instances)
+        named = Rows(instances, self.columns["instances"])
         return Entities(
+            sizes=sizes,
             request_at=request_at,
             requests=self.squash["queue"](requests),
             request_model=request_model,
-            pairs=torch.cat([self.squash["pairs"](pairs), finish], -1),
-            finish=finish,
+            pair_at=pair_at,
+            pair_request=pair_request,
+            pair_gpu=pair_gpu,
+            pairs=torch.cat(of_pairs, -1),
+            estimates=estimated,
             instance_at=instance_at,
-            instances=self.squash["instances"](instances),
+            instances=torch.cat([squashed, squash(keep_value)[instance_at], *of_instances], -1),
             instance_model=instance_model,
-            idle=(instances[:, self.columns["instances"]["num_seated"]] == 0).float(),
-            speedup=self._speedup(self.squash["instances"](instances)),
+            idle=(named["num_seated"] == 0).float().unsqueeze(-1),
+            speedup=self._speedup(squashed),
             gpus=self.squash["gpus"](observation["gpus"]),
+            gpu_present=there,
             models=self.squash["models"](observation["models"]),
+            model_present=observation["models"][..., self.columns["models"]["present"]],
             whole=self.squash["globals"](observation["globals"]).squeeze(1),
+            advised=advised,
+            advice=advice,
         )
 
     def _present(self, block: str, observation: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,7 +177,31 @@ class EntityExtractor(BaseFeaturesExtractor):
         at = rows[..., self.columns[block]["present"]].flatten().nonzero().squeeze(1)
         chosen = rows.flatten(0, 1)[at]
         model = chosen[:, self.columns[block]["model"]].squeeze(1).long()
-        return at, chosen, at // rows.shape[1] * self.dims.M + model
+        return at, chosen, at // rows.shape[1] * observation["models"].shape[1] + model
+
+    def _gpu_state(self, observation: dict[str, Tensor], unloads: Tensor) -> tuple[GpuState, Tensor]:
+        """All GPUs (B G) with their instances, and what keeping each of these is worth (B I, 1); `unloads` (B I,) are legal."""
+        rows = observation["instances"]
+        by_gpu = rows.reshape(rows.shape[0] * observation["gpus"].shape[1], -1, rows.shape[2])
+        instances = Rows(by_gpu, self.columns["instances"])
+        arrivals = observation["models"][..., self.columns["models"]["arrivals_per_s"]].squeeze(-1)  # (B, M)
+        model = instances["model"].long()
+        rates = arrivals.gather(1, model.reshape(arrivals.shape[0], -1)).view_as(model)
+        gpus = Rows(observation["gpus"].flatten(0, 1), self.columns["gpus"])
+        state = GpuState(instances, gpus, rates, unloads.view_as(model))
+        return state, state.keep_value().reshape(-1, 1)
+
+    def _by_row(self, values: Tensor, block: str, sizes: tuple[int, int, int]) -> Tensor:
+        """Values of actions (B, A, n) as those of each pair (B Q G, K, n) or of each instance (B I, scopes + K, n)."""
+        queue, gpus, slots = sizes
+        batch, _, width = values.shape
+        preempt_at = 1 + queue * gpus * self.levels
+        if block == "pairs":
+            return values[:, 1:preempt_at].reshape(batch * queue * gpus, self.levels, width)
+        offload_at = preempt_at + gpus * slots * NUM_SCOPES
+        preempt = values[:, preempt_at:offload_at].reshape(batch * gpus * slots, NUM_SCOPES, width)
+        offload = values[:, offload_at:].reshape(batch * gpus * slots, self.levels, width)
+        return torch.cat([preempt, offload], 1)
 
     def _speedup(self, instances: Tensor) -> Tensor:
         """Squashed decode time now minus that at each level (N', K)."""
@@ -116,12 +209,10 @@ class EntityExtractor(BaseFeaturesExtractor):
         after = instances[:, column["level_step_s"]]
         return (instances[:, column["step_s"]] - after) * (after > 0)
 
-    def _finish(self, requests: Tensor, pairs: Tensor) -> Tensor:
-        """Expected seconds until each request is finished on each GPU at each level (N, G, K)."""
-        queue, pair = self.columns["queue"], self.columns["pairs"]
-        left = (requests[:, queue["predicted_tokens"]] - requests[:, queue["generated_tokens"]]).clamp(min=1.0)
-        start = pairs[..., pair["load_s"]] + pairs[..., pair["prefill_s"]]
-        return start + left.unsqueeze(1) * pairs[..., pair["token_s"]]
+
+def _advised(actions: Tensor, mask: Tensor) -> Tensor:
+    """(B, A, R), 1 at the actions (B, R) advised; mask (B, A, 1)."""
+    return (actions.unsqueeze(1) == torch.arange(mask.shape[1], device=mask.device).view(1, -1, 1)).float()
 
 
 class FlatExtractor(BaseFeaturesExtractor):
@@ -149,8 +240,3 @@ def columns(block: str, dims: Dims) -> dict[str, slice]:
     fields = block_dtype(block, dims).fields
     assert fields is not None
     return {name: slice(at // 4, (at + kind.itemsize) // 4) for name, (kind, at, *_) in fields.items()}
-
-
-def squash(x: Tensor) -> Tensor:
-    """sign(x) log10(1 + |x|)."""
-    return torch.sign(x) * torch.log1p(torch.abs(x)) * 0.4342944819

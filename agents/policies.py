@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium as gym
 import torch
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -15,10 +16,16 @@ from mmsched_env.observation import BLOCKS
 from mmsched_env.sim.state import NUM_SCOPES, Dims
 
 from .distribution import MaskedCategorical
+from .estimates import FIELDS, sums
 from .extractors import Entities, EntityExtractor, FlatExtractor
 
+TRUST = 3.0
+"""a fresh scorer's weight of the first adviser's action"""
+UNASKED = -30.0
+"""logit of a PREEMPT or OFFLOAD that no adviser proposes: each alone looks harmless to a rollout in which a rule decides from
+then on, and a policy that has learned so takes a request off and lets it in again every few milliseconds"""
 PREEMPT, OFFLOAD = -8.0, -10.0
-"""their first logits; drawn as often as the rest, they undo all work and no episode ever ends"""
+"""their first logits without advisers; drawn as often as the rest, they undo all work and no episode ever ends"""
 IDLE = 3.0
 """added to PREEMPT for an idle instance: no work is undone"""
 SPEED = 5.0
@@ -28,6 +35,8 @@ EAGERNESS = 20.0
 takes minutes, and the queue is lost before anything can be learned"""
 PATIENCE = 1.8
 """the expected time to finish at which a fresh scorer likes DISPATCH as well as WAIT: log10(1 + 60 s)"""
+MANY = 16.0
+"""requests by which the sum over the queue is divided"""
 
 
 def first_logits(dims: Dims) -> Tensor:
@@ -44,16 +53,15 @@ class Scorer(nn.Module):
 
     A request knows its model; an instance its model and GPU; a GPU its instances; everyone a summary of the whole.
     DISPATCH (q, g, k) is rated from request q, GPU g and the estimates for the pair; PREEMPT and OFFLOAD from the
-    instance and the requests' pairs with its GPU; WAIT from the summary. Weights are shared over rows, so what is
-    learned about one GPU or queue slot holds for all of them. A fresh scorer dispatches where a request is expected to
-    finish soonest, and learns from there.
+    instance and the requests that want its GPU, each by how well it rates there; WAIT from the summary. Weights are
+    shared over rows and sizes read off the input, so one set of weights serves any number of GPUs, models and queue
+    slots. A fresh scorer does what its first adviser would do, or, without one, dispatches where a request is expected to
+    finish soonest; it learns from there.
     """
-
-    first_logits: Tensor
 
     def __init__(self, extractor: EntityExtractor, hidden: int) -> None:
         super().__init__()
-        self.dims = dims = extractor.dims
+        levels = extractor.levels
         self.embed = nn.ModuleDict({block: nn.Linear(extractor.widths[block], hidden) for block in BLOCKS})
         self.gpu_from_instances = nn.Linear(hidden, hidden, bias=False)
         self.pair_from_request = nn.Linear(hidden, hidden, bias=False)
@@ -62,17 +70,20 @@ class Scorer(nn.Module):
         self.instance_from_demand = nn.Linear(hidden, hidden, bias=False)
         self.summary = nn.Linear(4 * hidden, hidden)
         self.critic = nn.Sequential(nn.Linear(4 * hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
-        self.rate_pair = nn.Linear(hidden, dims.K)
-        self.rate_instance = nn.Linear(hidden, NUM_SCOPES + dims.K)
+        self.rate_pair = nn.Linear(hidden, levels)
+        self.rate_instance = nn.Linear(hidden, NUM_SCOPES + levels)
         self.rate_waiting = nn.Linear(hidden, 1)
         for layer in (self.rate_pair, self.rate_instance, self.rate_waiting):
             nn.init.orthogonal_(layer.weight, 0.01)
             nn.init.zeros_(layer.bias)
-        self.eagerness = nn.Parameter(torch.tensor(EAGERNESS))
-        self.speed = nn.Parameter(torch.tensor(SPEED))
-        self.register_buffer("first_logits", first_logits(dims), persistent=False)
-        self.latent_dim_pi = dims.A
-        self.latent_dim_vf = hidden
+        self.alone = float(extractor.advisers == 0)
+        eagerness = torch.zeros(len(FIELDS))
+        eagerness[FIELDS.index("cost")] = -EAGERNESS * self.alone
+        self.eagerness = nn.Parameter(eagerness)
+        self.speed = nn.Parameter(torch.tensor(SPEED * self.alone))
+        if extractor.advisers:
+            self.trust = nn.Parameter(TRUST * (torch.arange(extractor.advisers) == 0))
+            self.waiting_from_advice = nn.Linear(extractor.advisers, hidden, bias=False)
 
     def forward(self, seen: Entities) -> tuple[Tensor, Tensor]:
         requests, gpus, instances, whole = self._embed(seen)
@@ -87,43 +98,53 @@ class Scorer(nn.Module):
 
     def _embed(self, seen: Entities) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Requests (N, h), GPUs (B, G, h), instances (N', h) and the whole (B, 4 h)."""
-        d = self.dims
-        batch = len(seen.gpus)
+        num_queue, num_gpus, num_slots = seen.sizes
+        batch = seen.gpus.shape[0]
         models = self.embed["models"](seen.models)
         gpus = self.embed["gpus"](seen.gpus)
         of_model = models.flatten(0, 1)
         requests = torch.relu(self.embed["queue"](seen.requests) + of_model[seen.request_model])
-        gpu_at = seen.instance_at // d.S  # row b G + g
+        gpu_at = seen.instance_at // num_slots  # row b G + g
         instances = self.embed["instances"](seen.instances) + of_model[seen.instance_model] + gpus.flatten(0, 1)[gpu_at]
         instances = torch.relu(instances)
-        on_gpu = instances.new_zeros(batch * d.G, instances.shape[1]).index_add(0, gpu_at, instances)
-        gpus = torch.relu(gpus + self.gpu_from_instances(on_gpu).view(batch, d.G, -1))
-        waiting = requests.new_zeros(batch, requests.shape[1]).index_add(0, seen.request_at // d.Q, requests) / d.Q
-        whole = torch.relu(self.embed["globals"](seen.whole))
-        return requests, gpus, instances, torch.cat([waiting, gpus.mean(1), torch.relu(models).mean(1), whole], 1)
+        on_gpu = sums(instances, gpu_at, batch * num_gpus)
+        gpus = torch.relu(gpus + self.gpu_from_instances(on_gpu).view(batch, num_gpus, -1))
+        waiting = sums(requests, seen.request_at // num_queue, batch)
+        parts = [
+            waiting / MANY,
+            _mean(gpus, seen.gpu_present),
+            _mean(torch.relu(models), seen.model_present),
+            torch.relu(self.embed["globals"](seen.whole)),
+        ]
+        return requests, gpus, instances, torch.cat(parts, 1)
 
     def _logits(self, seen: Entities, requests: Tensor, gpus: Tensor, instances: Tensor, whole: Tensor) -> Tensor:
-        d = self.dims
-        batch = len(gpus)
+        num_queue, num_gpus, num_slots = seen.sizes
+        batch = gpus.shape[0]
         summary = torch.relu(self.summary(whole))
-        request = self.pair_from_request(requests + summary[seen.request_at // d.Q])
-        gpu = self.pair_from_gpu(gpus)[seen.request_at // d.Q]
-        pairs = torch.relu(self.embed["pairs"](seen.pairs) + request.unsqueeze(1) + gpu)  # (N, G, h)
-        dispatch = self.rate_pair(pairs) + self.eagerness * (PATIENCE - seen.finish)  # (N, G, K)
-        demand = pairs.new_zeros(batch, *pairs.shape[1:]).index_add(0, seen.request_at // d.Q, pairs) / d.Q
-        wanted = self.instance_from_demand(demand).flatten(0, 1)[seen.instance_at // d.S]
-        instance = self.instance_hidden(instances + summary[seen.instance_at // d.I]) + wanted
-        change = self.rate_instance(torch.relu(instance)) + torch.cat(
-            [IDLE * seen.idle.expand(-1, NUM_SCOPES), self.speed * seen.speedup], 1
-        )
-        change = _spread(change, seen.instance_at, batch, d.I)  # (B, I, scopes + K)
+        request = self.pair_from_request(requests + summary[seen.request_at // num_queue])
+        gpu = self.pair_from_gpu(gpus).flatten(0, 1)
+        pairs = torch.relu(self.embed["pairs"](seen.pairs) + request[seen.pair_request] + gpu[seen.pair_gpu])  # (P, h)
+        eager = EAGERNESS * PATIENCE * self.alone
+        dispatch = self.rate_pair(pairs) + eager + seen.estimates @ self.eagerness  # (P, K)
+        demand = _attend(dispatch.amax(-1), pairs, seen.pair_gpu, batch * num_gpus)
+        wanted = self.instance_from_demand(demand)[seen.instance_at // num_slots]
+        instance = self.instance_hidden(instances + summary[seen.instance_at // (num_gpus * num_slots)]) + wanted
+        change = self.rate_instance(torch.relu(instance))
+        preempt = self.alone * (PREEMPT + IDLE * seen.idle) + change[:, :NUM_SCOPES]
+        offload = self.alone * OFFLOAD + self.speed * seen.speedup + change[:, NUM_SCOPES:]
+        if seen.advice is not None and seen.advised is not None:
+            unasked = UNASKED * (1 - seen.advised)
+            preempt, offload = preempt + unasked[:, :NUM_SCOPES], offload + unasked[:, NUM_SCOPES:]
+            summary = torch.relu(summary + self.waiting_from_advice(seen.advice[:, 0]))
         parts = [
             self.rate_waiting(summary),
-            _spread(dispatch.flatten(1), seen.request_at, batch, d.Q).flatten(1),
-            change[..., :NUM_SCOPES].flatten(1),
-            change[..., NUM_SCOPES:].flatten(1),
+            _spread(dispatch, seen.pair_at, batch, num_queue * num_gpus),
+            _spread(preempt, seen.instance_at, batch, num_gpus * num_slots),
+            _spread(offload, seen.instance_at, batch, num_gpus * num_slots),
         ]
-        return torch.cat(parts, 1) + self.first_logits
+        logits = torch.cat(parts, 1)
+        return logits if seen.advice is None else logits + seen.advice @ self.trust
 
 
 class ScorerPolicy(MaskableActorCriticPolicy):
@@ -135,9 +156,10 @@ class ScorerPolicy(MaskableActorCriticPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         self._build_mlp_extractor()
-        self.action_dist = MaskedCategorical(self.mlp_extractor.latent_dim_pi)
+        assert isinstance(self.action_space, gym.spaces.Discrete) and isinstance(self.net_arch, dict)
+        self.action_dist = MaskedCategorical(int(self.action_space.n))
         self.action_net = nn.Identity()
-        self.value_net = nn.Linear(self.mlp_extractor.latent_dim_vf, 1)
+        self.value_net = nn.Linear(self.net_arch["vf"][0], 1)
         nn.init.orthogonal_(self.value_net.weight)
         nn.init.zeros_(self.value_net.bias)
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
@@ -155,8 +177,14 @@ class MlpPolicy(MaskableActorCriticPolicy):
             self.action_net.bias.copy_(first_logits(self.features_extractor.dims))
 
 
+ADVISED = ("scorer",)
+"""networks that take advice"""
+FIXED_SIZES = {"scorer": "K", "mlp": "QGHMSBK"}
+"""sizes of the layout that a network's weights depend on"""
+
+
 def policy_arguments(
-    policy: str, net_arch: tuple[int, ...], dims: Dims
+    policy: str, net_arch: tuple[int, ...], dims: Dims, advisers: int
 ) -> tuple[type[MaskableActorCriticPolicy], dict[str, Any]]:
     """Policy class and its keyword arguments for `MaskablePPO`."""
     classes: dict[str, tuple[type[MaskableActorCriticPolicy], type[BaseFeaturesExtractor]]] = {
@@ -165,14 +193,29 @@ def policy_arguments(
     }
     policy_class, extractor = classes[policy]
     widths = list(net_arch)
+    sizes = {"dims": dims, "advisers": advisers} if policy in ADVISED else {"dims": dims}
     return policy_class, {
         "net_arch": {"pi": widths, "vf": widths},
         "activation_fn": nn.ReLU,
         "features_extractor_class": extractor,
-        "features_extractor_kwargs": {"dims": dims},
+        "features_extractor_kwargs": sizes,
     }
 
 
 def _spread(rows: Tensor, at: Tensor, batch: int, count: int) -> Tensor:
-    """Rows (N, F) at b count + i -> (batch, count, F), zero where there is none."""
-    return rows.new_zeros(batch * count, rows.shape[1]).index_copy(0, at, rows).view(batch, count, -1)
+    """Rows (N, F) at b count + i -> (batch, count F), zero where there is none."""
+    return sums(rows, at, batch * count).view(batch, -1)
+
+
+def _mean(rows: Tensor, present: Tensor) -> Tensor:
+    """Mean (B, h) over the rows (B, n, h) that are there (B, n, 1)."""
+    return (rows * present).sum(1) / present.sum(1).clamp(min=1.0)
+
+
+def _attend(score: Tensor, rows: Tensor, at: Tensor, count: int) -> Tensor:
+    """Means (count, h) of the rows (P, h) that belong to each place `at` (P,), weighted by the softmax of their scores (P,);
+    zero where there is none."""
+    highest = score.detach().new_full((count,), -torch.inf).scatter_reduce(0, at, score.detach(), "amax")
+    weight = torch.exp(score - highest[at])
+    total = sums(weight, at, count)
+    return sums(rows * (weight / total[at]).unsqueeze(-1), at, count)

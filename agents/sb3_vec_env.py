@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.monitor import Monitor
@@ -12,43 +12,48 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from mmsched_env.config import EnvConfig
-from mmsched_env.observation import MASK_KEY, space
-from mmsched_env.sim.state import Dims
 from mmsched_env.vector_env import ServingVectorEnv
+
+from .learner import ADVICE_KEY, BatchView, learner_space
 
 
 class ServingSB3VecEnv(VecEnv):
     """N episodes stepped by one kernel call, in SB3's words.
 
-    Observations are dicts of float32 (N, rows..., fields) without the action mask; sb3-contrib asks for that by
-    ``env_method("action_masks")``. They are views of one of two buffers in turn, so an observation is overwritten by
-    the second step after it: SB3's algorithms copy it into their buffer before that.
+    Observations are dicts of the blocks (N, rows..., fields), the action mask, which sb3-contrib asks for by
+    ``env_method("action_masks")`` too, and what the rules named `advisers` would do (`learner.py`). Most are views of one of two
+    buffers in turn, so an observation is overwritten by the second step after it: SB3's algorithms copy it before that.
 
     `rewards` are the environment's less `change_cost` (weight x s) for every PREEMPT and OFFLOAD; the returns in the infos
     are without it.
 
-    The info of a finished episode holds ``terminal_observation`` (taken before the reset), ``TimeLimit.truncated``,
+    The info of a finished episode holds ``terminal_observation`` (taken before the reset; no advice), ``TimeLimit.truncated``,
     ``episode`` {"r": return, "l": steps} as SB3's Monitor gives it, and ``metrics`` (`mmsched_env.metrics.summary`).
     All other infos are empty.
     """
 
-    def __init__(self, num_envs: int, config: EnvConfig, change_cost: float = 0.0) -> None:
+    def __init__(
+        self, num_envs: int, config: EnvConfig, change_cost: float = 0.0, advisers: Sequence[str] = ()
+    ) -> None:
         self.serving = ServingVectorEnv(num_envs, config, copy=False)
-        super().__init__(num_envs, learner_space(self.serving.simulation.dims), self.serving.single_action_space)
+        dims = self.serving.simulation.dims
+        super().__init__(num_envs, learner_space(dims, len(advisers)), self.serving.single_action_space)
+        self.view = BatchView(self.serving.simulation, advisers)
         self.change_cost = change_cost
         self.elapsed_s = np.zeros(num_envs)
         """simulated seconds that the last step took (N,)"""
         self._actions = np.zeros(num_envs, np.int64)
-        self._returns = np.zeros(num_envs)
-        self._lengths = np.zeros(num_envs, np.int64)
+        self.returns = np.zeros(num_envs)
+        self.lengths = np.zeros(num_envs, np.int64)
 
     def reset(self) -> VecEnvObs:
         """Start all episodes; environment i gets the seed ``seed + i`` of the last `seed()` call."""
         observation, _ = self.serving.reset(seed=self._seeds)
         self._reset_seeds()
-        self._returns[:] = 0
-        self._lengths[:] = 0
-        return _without_mask(observation)
+        self.returns[:] = 0
+        self.lengths[:] = 0
+        self.view.forget(np.ones(self.num_envs, bool))
+        return self.view.completed(observation)
 
     def step_async(self, actions: NDArray[Any]) -> None:
         self._actions = np.asarray(actions, np.int64)
@@ -60,21 +65,31 @@ class ServingSB3VecEnv(VecEnv):
         if "final_info" in infos:  # a finished environment's clock has been set back for its next episode
             after = np.where(infos["_final_info"], infos["final_info"]["time_s"], after)
         self.elapsed_s = after - before
-        self._returns += rewards
-        self._lengths += 1
+        self.returns += rewards
+        self.lengths += 1
         done = terminated | truncated
         out: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for i in np.flatnonzero(done):
             out[i] = {
-                "terminal_observation": _without_mask(infos["final_obs"][i]),
+                "terminal_observation": self._without_advice(infos["final_obs"][i]),
                 "TimeLimit.truncated": bool(truncated[i] and not terminated[i]),
-                "episode": {"r": float(self._returns[i]), "l": int(self._lengths[i])},
+                "episode": {"r": float(self.returns[i]), "l": int(self.lengths[i])},
                 "metrics": {key: values[i] for key, values in infos["final_info"]["metrics"].items() if key[0] != "_"},
             }
-            self._returns[i] = 0
-            self._lengths[i] = 0
+            self.returns[i] = 0
+            self.lengths[i] = 0
         changes = self._actions >= self.serving.simulation.layout.preempt_at
-        return _without_mask(observation), (rewards - self.change_cost * changes).astype(np.float32), done, out
+        self.view.forget(done)
+        return self.view.completed(observation), (rewards - self.change_cost * changes).astype(np.float32), done, out
+
+    def observation(self) -> dict[str, NDArray[Any]]:
+        """The observation now."""
+        return self.view.observation()
+
+    def _without_advice(self, final: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """An episode's last observation, of which only the value is asked for: no rule is."""
+        advice = {ADVICE_KEY: np.zeros(len(self.view.rules), np.float32)} if self.view.rules else {}
+        return final | advice
 
     def close(self) -> None:
         self.serving.close()
@@ -104,12 +119,3 @@ class ServingSB3VecEnv(VecEnv):
     def env_is_wrapped(self, wrapper_class: type[Any], indices: VecEnvIndices = None) -> list[bool]:
         """True for Monitor: its statistics are in the infos."""
         return [wrapper_class is Monitor for _ in self._get_indices(indices)]
-
-
-def learner_space(dims: Dims) -> gym.spaces.Dict:
-    """The observation space without the action mask."""
-    return gym.spaces.Dict({key: box for key, box in space(dims).items() if key != MASK_KEY})
-
-
-def _without_mask(observation: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    return {key: values for key, values in observation.items() if key != MASK_KEY}

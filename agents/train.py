@@ -7,13 +7,15 @@ import importlib.metadata
 import platform
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from sb3_contrib import MaskablePPO
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
@@ -22,13 +24,25 @@ from mmsched_env.errors import ConfigError
 from mmsched_env.observation import layout_signature
 
 from .buffer import TimedRolloutBuffer
-from .callbacks import Checkpoints, Progress, SchedulerMetrics
+from .callbacks import Checkpoints, Progress, SchedulerMetrics, Validations
 from .checkpoint import Checkpoint, read_checkpoint, require_layout
-from .config import AgentConfig, TrainConfig
+from .config import AgentConfig, ImitationConfig, TrainConfig
+from .curriculum import Curriculum
+from .imitation import Teachers, imitate
+from .improvement import fit
+from .mixed_vec_env import MixedVecEnv
 from .policies import policy_arguments
+from .ppo import AnchoredPPO
+from .resume import apply, capture
+from .rollouts import Explorer, Samples, joined
 from .sb3_vec_env import ServingSB3VecEnv
+from .validation import Validator
 
 LATEST = "latest.zip"
+BEST = "best.zip"
+CLONE = "clone.zip"
+CHUNK = 256
+"""states looked into between two looks for a signal"""
 SCALE_GAMMA = 0.995
 
 
@@ -45,11 +59,9 @@ class TrainResult:
 
 
 def train(config: TrainConfig) -> TrainResult:
-    """Train to `config.total_steps` and leave ``<run_dir>/latest.zip``.
+    """Train to `config.total_steps` and leave ``<run_dir>/latest.zip`` and, if there were validations, ``best.zip``.
 
-    With one PyTorch thread the same configuration gives the same weights. A resumed run continues weights, optimiser,
-    step count, learning-rate schedule and return statistics; it does not restore random generators and the episodes
-    under way, so it starts new ones.
+    With one PyTorch thread the same configuration gives the same weights.
 
     Raises
     ------
@@ -61,19 +73,28 @@ def train(config: TrainConfig) -> TrainResult:
     run_dir = Path(config.run_dir)
     venv, serving = make_venv(config)
     model = make_model(config, venv, serving)
+    model.set_logger(configure(str(run_dir / "tensorboard"), ["tensorboard"]))
     latest = run_dir / LATEST
     if config.resume and latest.exists():
-        restore(model, venv, serving, config, latest)
-    model.set_logger(configure(str(run_dir / "tensorboard"), ["tensorboard"]))
+        restore(model, serving, config, latest)
 
     metrics = SchedulerMetrics()
-    checkpoints = Checkpoints(lambda: save(model, venv, serving, config), config.checkpoint_every)
-    progress = Progress(metrics, config.total_steps)
+    checkpoints = Checkpoints(lambda: save(model, serving, config), config.checkpoint_every)
+    callbacks: list[BaseCallback] = [metrics, Progress(metrics, config.total_steps), checkpoints]
+    if config.agent.curriculum.until > 0:
+        callbacks.append(Curriculum(serving, config.agent.curriculum, config.total_steps))
+    validations = None
+    if config.validate_every:
+        validator = Validator(config.envs, config.validation_episodes, config.validation_line, config.agent.advisers)
+        validations = Validations(validator, config.validate_every, partial(keep_best, model, serving, config))
+        callbacks.append(validations)
     with checkpoints.watching_signals():
+        if model.num_timesteps == 0:
+            warm_start(model, serving, config, checkpoints, validations)
         steps = config.total_steps - model.num_timesteps
-        if steps > 0:
-            model.learn(steps, callback=[metrics, progress, checkpoints], reset_num_timesteps=model.num_timesteps == 0)
-        path = save(model, venv, serving, config)
+        if steps > 0 and checkpoints.stop_signal is None:
+            model.learn(steps, callback=callbacks, reset_num_timesteps=model.num_timesteps == 0)
+        path = save(model, serving, config)
     venv.close()
     stopped = checkpoints.stop_signal is not None
     if checkpoints.stop_signal is not None:
@@ -90,24 +111,114 @@ def train(config: TrainConfig) -> TrainResult:
     )
 
 
-def make_venv(config: TrainConfig) -> tuple[VecEnv, ServingSB3VecEnv]:
-    """The environments as the algorithm sees them (rewards normalised if wanted), and as they are."""
-    sim = config.env.sim
-    limited = dataclasses.replace(sim, max_steps=min(sim.max_steps, config.agent.episode_steps))
-    serving = ServingSB3VecEnv(config.num_envs, dataclasses.replace(config.env, sim=limited), config.agent.change_cost)
-    if not config.agent.normalise_returns:
-        return serving, serving
-    # its discount only sets the scale of the rewards; that of the returns is in TimedRolloutBuffer
-    return VecNormalize(serving, norm_obs=False, norm_reward=True, gamma=SCALE_GAMMA), serving
+def warm_start(
+    model: AnchoredPPO,
+    serving: Sequence[ServingSB3VecEnv],
+    config: TrainConfig,
+    stop: Checkpoints,
+    validations: Validations | None,
+) -> None:
+    """Imitate the teacher, improve on it by rollouts, and hold on to what came of it in PPO."""
+    if config.start is not None:
+        start = read_checkpoint(config.start)
+        require_network(Path(config.start), start, config.agent)
+        model.policy.load_state_dict(start.policy)
+    elif config.agent.imitation.teacher is not None:
+        clone(model, serving, config.agent.imitation, stop)
+        checkpoint_of(model, serving, config).save(Path(config.run_dir) / CLONE)
+    elif not config.agent.advisers:
+        return
+    model.anchor()
+    if config.agent.improvement.rounds and stop.stop_signal is None:
+        if validations is not None:
+            validations.validate(model, "before the improvement")
+        improve(model, config, stop, validations)
+        model.anchor()
 
 
-def make_model(config: TrainConfig, venv: VecEnv, serving: ServingSB3VecEnv) -> MaskablePPO:
+def clone(
+    model: AnchoredPPO, serving: Sequence[ServingSB3VecEnv], settings: ImitationConfig, stop: Checkpoints
+) -> None:
+    """Imitate the teacher."""
+    assert settings.teacher is not None
+    teachers = Teachers(settings.teacher, [part.serving.simulation for part in serving])
+
+    def report(count: int, figures: dict[str, float]) -> bool:
+        _record(model, "imitation", count, figures)
+        text = f"imitation of {settings.teacher}: {count:,} of {settings.steps:,} decisions, "
+        _line(text + f"{figures['accuracy']:.1%} alike, value explains {figures['value_explained']:.0%}")
+        return stop.stop_signal is None
+
+    imitate(model, teachers, settings, report)
+
+
+def improve(model: AnchoredPPO, config: TrainConfig, stop: Checkpoints, validations: Validations | None) -> None:
+    """Rounds of rollouts from the policy's own states and of learning from all of them."""
+    settings = config.agent.improvement
+    explorers = [
+        Explorer(_cut(env, config.agent), config.agent.advisers, settings, 1000 * config.seed + at)
+        for at, env in enumerate(config.envs)
+    ]
+    found: list[list[Samples]] = [[] for _ in explorers]
+    for number in range(1, settings.rounds + 1):
+        for at, explorer in enumerate(explorers):
+            for _ in range(-(-settings.states // CHUNK)):
+                found[at].append(explorer.gather(model.policy, min(CHUNK, settings.states)))
+                count = sum(len(part.candidates) for part in found[at])
+                _line(f"rollouts, round {number} of {settings.rounds}: scenario {at}, {count:,} states")
+                if stop.stop_signal is not None:
+                    return
+        assert model.reference is not None
+        figures = fit(model.policy, model.reference, [joined(parts) for parts in found], settings)
+        _record(model, "improvement", number, figures)
+        _line(f"round {number}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+        if validations is not None:
+            validations.validate(model, f"round {number} of improvement")
+
+
+def keep_best(model: AnchoredPPO, serving: Sequence[ServingSB3VecEnv], config: TrainConfig) -> None:
+    checkpoint_of(model, serving, config).save(Path(config.run_dir) / BEST)
+
+
+def _record(model: AnchoredPPO, group: str, step: int, figures: dict[str, float]) -> None:
+    for name, value in figures.items():
+        model.logger.record(f"{group}/{name}", value)
+    model.logger.dump(step)
+
+
+def _line(text: str) -> None:
+    print(f"{text:<100}", end="\r" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
+
+
+def make_venv(config: TrainConfig) -> tuple[VecEnv, list[ServingSB3VecEnv]]:
+    """The environments as the algorithm sees them (rewards normalised if wanted), and each scenario's as they are."""
+    count = config.num_envs // len(config.envs)
+    serving, seen = [], []
+    for env in config.envs:
+        part = ServingSB3VecEnv(count, _cut(env, config.agent), config.agent.change_cost, config.agent.advisers)
+        serving.append(part)
+        # its discount only sets the scale of the rewards; that of the returns is in TimedRolloutBuffer
+        normalised = VecNormalize(part, norm_obs=False, norm_reward=True, gamma=SCALE_GAMMA)
+        seen.append(normalised if config.agent.normalise_returns else part)
+    return MixedVecEnv(seen), serving
+
+
+def _cut(env: EnvConfig, agent: AgentConfig) -> EnvConfig:
+    """The scenario with episodes of `episode_steps` decisions at most."""
+    sim = dataclasses.replace(env.sim, max_steps=min(env.sim.max_steps, agent.episode_steps))
+    return dataclasses.replace(env, sim=sim)
+
+
+def make_model(config: TrainConfig, venv: VecEnv, serving: Sequence[ServingSB3VecEnv]) -> AnchoredPPO:
     """A fresh algorithm with its networks."""
     agent = config.agent
-    policy, arguments = policy_arguments(agent.policy, agent.net_arch, serving.serving.simulation.dims)
-    return MaskablePPO(
+    simulation = serving[0].serving.simulation
+    policy, arguments = policy_arguments(agent.policy, agent.net_arch, simulation.dims, len(agent.advisers))
+    return AnchoredPPO(
         policy,
         venv,
+        layout=simulation.layout,
+        kl_coef=lambda left: agent.kl_coef * max(0.0, 1 - (1 - left) / agent.kl_share),
         policy_kwargs=arguments,
         learning_rate=lambda left: agent.learning_rate * (0.1 + 0.9 * left),
         n_steps=agent.n_steps,
@@ -115,7 +226,7 @@ def make_model(config: TrainConfig, venv: VecEnv, serving: ServingSB3VecEnv) -> 
         n_epochs=agent.n_epochs,
         rollout_buffer_class=TimedRolloutBuffer,
         rollout_buffer_kwargs={
-            "elapsed_s": lambda: serving.elapsed_s,
+            "elapsed_s": lambda: np.concatenate([part.elapsed_s for part in serving]),
             "horizon_s": agent.horizon_s,
             "trace_s": agent.trace_s,
         },
@@ -131,45 +242,47 @@ def make_model(config: TrainConfig, venv: VecEnv, serving: ServingSB3VecEnv) -> 
     )
 
 
-def save(model: MaskablePPO, venv: VecEnv, serving: ServingSB3VecEnv, config: TrainConfig) -> Path:
-    """Write ``checkpoints/<steps>.zip``, and the same as ``latest.zip``; returns the latter's path."""
-    returns = None
-    if isinstance(venv, VecNormalize):
-        returns = {name: float(getattr(venv.ret_rms, name)) for name in ("mean", "var", "count")}
-    checkpoint = Checkpoint(
-        layout=layout_signature(serving.serving.simulation.dims),
-        env=_values(config.env),
+def save(model: AnchoredPPO, serving: Sequence[ServingSB3VecEnv], config: TrainConfig) -> Path:
+    """Write ``checkpoints/<steps>.zip``, and ``latest.zip`` with what it takes to go on; returns the latter's path."""
+    now = checkpoint_of(model, serving, config)
+    now.save(Path(config.run_dir) / "checkpoints" / f"{model.num_timesteps:09d}.zip")
+    if model._last_obs is not None:
+        now = dataclasses.replace(now, resume=capture(model, serving))
+    path = Path(config.run_dir) / LATEST
+    now.save(path)
+    return path
+
+
+def checkpoint_of(model: AnchoredPPO, serving: Sequence[ServingSB3VecEnv], config: TrainConfig) -> Checkpoint:
+    """The policy as it is."""
+    return Checkpoint(
+        layout=layout_signature(serving[0].serving.simulation.dims),
+        envs=[_values(env) for env in config.envs],
         agent=dataclasses.asdict(config.agent),
         seed=config.seed,
         num_steps=model.num_timesteps,
         num_updates=model._n_updates,
-        returns=returns,
         versions=_versions(),
-        parameters=dict(model.get_parameters()),
+        policy={name: x.detach().clone().contiguous() for name, x in model.policy.state_dict().items()},
     )
-    run_dir = Path(config.run_dir)
-    checkpoint.save(run_dir / "checkpoints" / f"{model.num_timesteps:09d}.zip")
-    checkpoint.save(run_dir / LATEST)
-    return run_dir / LATEST
 
 
-def restore(model: MaskablePPO, venv: VecEnv, serving: ServingSB3VecEnv, config: TrainConfig, path: Path) -> None:
-    """Continue from a checkpoint: weights, optimiser, counts and return statistics."""
+def restore(model: AnchoredPPO, serving: Sequence[ServingSB3VecEnv], config: TrainConfig, path: Path) -> None:
+    """Go on from a checkpoint as if the run had never been stopped."""
     checkpoint = read_checkpoint(path)
-    require_layout(path, checkpoint.layout, layout_signature(serving.serving.simulation.dims))
+    require_layout(path, checkpoint.layout, layout_signature(serving[0].serving.simulation.dims))
     require_network(path, checkpoint, config.agent)
-    model.set_parameters(checkpoint.parameters, device=config.device)
+    if checkpoint.resume is None or len(checkpoint.resume[1]["parts"]) != len(serving):
+        raise ConfigError(f"checkpoint {path} is of no run with these scenarios; accepted: the latest.zip of one")
+    model.policy.load_state_dict(checkpoint.policy)
     model.num_timesteps = checkpoint.num_steps
     model._n_updates = checkpoint.num_updates
-    model.set_random_seed(config.seed + checkpoint.num_steps)  # not the episodes of the run's beginning again
-    if isinstance(venv, VecNormalize) and checkpoint.returns is not None:
-        for name, value in checkpoint.returns.items():
-            setattr(venv.ret_rms, name, np.float64(value))
+    apply(model, serving, *checkpoint.resume)
 
 
 def require_network(path: Path, checkpoint: Checkpoint, agent: AgentConfig) -> None:
     """Raise unless the checkpoint holds the network that is configured."""
-    for key in ("algorithm", "policy", "net_arch"):
+    for key in ("algorithm", "policy", "advisers", "net_arch"):
         saved, wanted = checkpoint.agent.get(key), getattr(agent, key)
         wanted = list(wanted) if isinstance(wanted, tuple) else wanted
         if saved != wanted:

@@ -3,28 +3,49 @@
 import dataclasses
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from sb3_contrib import MaskablePPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mmsched_env import agents
 from mmsched_env.action import ActionLayout
 from mmsched_env.agents.checkpoint import read_checkpoint
-from mmsched_env.agents.config import AgentConfig, TrainConfig
+from mmsched_env.agents.config import (
+    AgentConfig,
+    CurriculumConfig,
+    ImitationConfig,
+    ImprovementConfig,
+    TrainConfig,
+)
+from mmsched_env.agents.curriculum import eased
+from mmsched_env.agents.export import export
+from mmsched_env.agents.learner import BatchRule
 from mmsched_env.agents.loader import load_policy
+from mmsched_env.agents.sb3_vec_env import ServingSB3VecEnv
 from mmsched_env.agents.train import train
-from mmsched_env.config import EnvConfig
+from mmsched_env.agents.validation import Validator
+from mmsched_env.config import ClusterConfig, EnvConfig, LimitsConfig, ModelsConfig
+from mmsched_env.core import Simulation
 from mmsched_env.errors import ConfigError
+from mmsched_env.evaluation.rollout import run_episode
 from mmsched_env.policy import Policy
 from mmsched_env.sim.state import Dims
 from mmsched_env.vector_env import ServingVectorEnv
 from mmsched_env.workload import GeneratorConfig
 
+PRETRAINED = Path(agents.__file__).parent / "pretrained"
 ENV = EnvConfig(workload=GeneratorConfig(num_requests=10))
-AGENT = AgentConfig(n_steps=64, batch_size=128, n_epochs=2, net_arch=(16,))
+SCRATCH = ImitationConfig(teacher=None)
+AGENT = AgentConfig(n_steps=64, batch_size=128, n_epochs=2, net_arch=(16,), advisers=(), imitation=SCRATCH)
 
 
 @pytest.fixture(autouse=True)
@@ -36,12 +57,12 @@ def one_thread():
 
 
 def configuration(folder, **changes):
-    values = {"env": ENV, "agent": AGENT, "total_steps": 512, "num_envs": 4, "checkpoint_every": 256}
-    return TrainConfig(run_dir=str(folder), **(values | changes))
+    values = {"envs": (ENV,), "agent": AGENT, "total_steps": 512, "num_envs": 4, "checkpoint_every": 256}
+    return TrainConfig(run_dir=str(folder), validate_every=0, **(values | changes))
 
 
 def weights(path):
-    return read_checkpoint(path).parameters["policy"]
+    return read_checkpoint(path).policy
 
 
 @pytest.mark.parametrize("policy", ["scorer", "mlp"])
@@ -63,14 +84,16 @@ def test_a_run_leaves_checkpoints_and_figures(tmp_path):
     assert [file.name for file in sorted((tmp_path / "checkpoints").iterdir())] == ["000000256.zip", "000000512.zip"]
     checkpoint = read_checkpoint(result.checkpoint)
     assert checkpoint.num_steps == 512
-    assert checkpoint.returns is not None and checkpoint.returns["var"] > 0
-    assert checkpoint.env["workload"]["num_requests"] == 10
+    assert checkpoint.resume is not None and checkpoint.resume[1]["parts"][0]["var"] > 0
+    assert read_checkpoint(tmp_path / "checkpoints" / "000000256.zip").resume is None
+    assert checkpoint.envs[0]["workload"]["num_requests"] == 10
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     tags = events.Tags()["scalars"]
     for name in ("p50_ttft_ms", "p99_ttft_ms", "slo_attainment", "loads_per_100", "gpu_busy_share"):
         assert f"scheduler/{name}" in tags
-    assert {"rollout/ep_rew_mean", "train/approx_kl"} <= set(tags)
+    expected = {"rollout/ep_rew_mean", "train/approx_kl", "train/entropy_dispatch", "train/share_preempt"}
+    assert expected <= set(tags)
 
 
 def test_resume_goes_on(tmp_path):
@@ -80,7 +103,8 @@ def test_resume_goes_on(tmp_path):
     after = read_checkpoint(result.checkpoint)
     assert (before.num_steps, after.num_steps) == (512, 1024)
     assert after.num_updates == 2 * before.num_updates
-    assert after.returns["count"] == pytest.approx(before.returns["count"] + 512)
+    counts = [found.resume[1]["parts"][0]["count"] for found in (before, after)]
+    assert counts[1] == pytest.approx(counts[0] + 512)
     done = train(configuration(tmp_path, total_steps=1024, resume=True))
     assert done.num_steps == 1024
 
@@ -135,7 +159,186 @@ def test_a_loaded_policy_acts_legally(tmp_path, stochastic):
 
 
 def test_a_policy_of_another_layout_is_refused(tmp_path):
-    policy = load_policy(train(configuration(tmp_path)).checkpoint)
+    agent = dataclasses.replace(AGENT, policy="mlp")
+    policy = load_policy(train(configuration(tmp_path, agent=agent)).checkpoint)
     other = dataclasses.replace(Dims.of(ENV.limits), Q=ENV.limits.queue + 1)
     with pytest.raises(ConfigError, match="size Q is 16 in the checkpoint, 17 here"):
         policy.reset(ActionLayout(other), seed=0)
+
+
+WARM = dataclasses.replace(
+    AGENT,
+    advisers=("composite", "mect"),
+    imitation=ImitationConfig(steps=512, batch_size=64),
+    kl_coef=0.5,
+    kl_share=1.0,
+)
+MIXED = (ENV, dataclasses.replace(ENV, cluster=dataclasses.replace(ENV.cluster, uncertainty="sample")))
+BUSY = EnvConfig(workload=GeneratorConfig(num_requests=60, rate_per_s=4.0))
+LONG = {
+    "envs": MIXED,
+    "agent": dataclasses.replace(WARM, n_steps=16, batch_size=32),
+    "total_steps": 64 * 24,
+    "checkpoint_every": 64 * 4,
+}
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path):
+    """SIGKILL after the checkpoint of update 4: the other 20 updates give the weights of an uninterrupted run, bit for bit."""
+    whole = train(configuration(tmp_path / "whole", **LONG))
+    folder = tmp_path / "killed"
+    process = get_context("spawn").Process(target=train, args=(configuration(folder, **LONG),))
+    process.start()
+    first = folder / "checkpoints" / "000000256.zip"
+    while not (first.exists() and (folder / "latest.zip").exists()):
+        time.sleep(0.005)
+        assert process.is_alive()
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert read_checkpoint(folder / "latest.zip").num_steps < 64 * 24
+    again = train(configuration(folder, resume=True, **LONG))
+    assert again.num_steps == whole.num_steps
+    for name, value in weights(whole.checkpoint).items():
+        assert torch.equal(value, weights(again.checkpoint)[name]), name
+    states = [read_checkpoint(run.checkpoint).resume for run in (whole, again)]
+    assert states[0][0].keys() == states[1][0].keys()
+    for name, value in states[0][0].items():  # optimiser, generators, environments: everything a next update would use
+        torch.testing.assert_close(value, states[1][0][name], rtol=0, atol=0, equal_nan=True, msg=name)
+    assert states[0][1] == states[1][1]
+
+
+def test_stages_improve_and_keep_the_best(tmp_path):
+    agent = dataclasses.replace(
+        WARM, improvement=ImprovementConfig(rounds=1, states=32, width=4, share=0.5, epochs=2, batch_size=32)
+    )
+    changes = {"validate_every": 256, "validation_episodes": 2, "envs": MIXED, "agent": agent}
+    result = train(dataclasses.replace(configuration(tmp_path), **changes))
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    scores = [event.value for event in events.Scalars("validation/score")]
+    assert len(scores) >= 3 and np.isfinite(scores).all()
+    assert {"improvement/ranking_loss", "imitation/accuracy", "validation_line/slo_attainment"} <= set(
+        events.Tags()["scalars"]
+    )
+    best = read_checkpoint(tmp_path / "best.zip")
+    simulations = Validator(MIXED, 2, "composite", agent.advisers)
+    network = load_policy(tmp_path / "best.zip").network
+    assert simulations(network).score == pytest.approx(min(scores), rel=1e-5)
+    assert best.num_steps <= result.num_steps
+
+
+@pytest.mark.slow
+def test_imitation_learns_what_the_rule_does(tmp_path):
+    imitation = ImitationConfig(steps=20_000, batch_size=64)
+    agent = dataclasses.replace(WARM, advisers=(), net_arch=(32,), imitation=imitation)
+    train(configuration(tmp_path, agent=agent, num_envs=16, total_steps=1))
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    alike = [event.value for event in events.Scalars("imitation/accuracy")]
+    assert alike[-1] > 0.85 and alike[-1] > alike[0]
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory):
+    """Checkpoint of a short run with advice, imitation and PPO."""
+    return train(configuration(tmp_path_factory.mktemp("warm"), agent=WARM)).checkpoint
+
+
+@pytest.mark.parametrize("gpus", [2, 8, 16])
+def test_one_checkpoint_serves_other_clusters_and_models(warm, gpus):
+    """Trained on four GPUs; loaded for others, with models it never saw, it serves every request."""
+    cluster = ClusterConfig(gpus=("rtx-a6000-48gb", "rtx-4090-24gb") * (gpus // 2), gpu_hosts=(0, 1) * (gpus // 2))
+    models = ModelsConfig(names=("qwen3-8b-f16", "qwen2.5-0.5b-f16", "qwen2.5-7b-q4_k_m"))
+    limits = LimitsConfig(queue=20, gpus=gpus, models=3)
+    config = dataclasses.replace(ENV, cluster=cluster, models=models, limits=limits)
+    trace = config.workload.sample(1, models.names)
+    assert run_episode(Simulation(config, 1), load_policy(warm), trace, 1).rows["finished"].all()
+
+
+@pytest.mark.parametrize("file", sorted(PRETRAINED.glob("*.zip")), ids=lambda file: file.name)
+def test_a_pretrained_policy_serves_its_scenario_and_has_a_card(file):
+    assert file.stat().st_size < 5_000_000
+    assert f"## {file.name}" in (PRETRAINED / "README.md").read_text()
+    config = EnvConfig(workload=GeneratorConfig(num_requests=20))
+    rows = run_episode(Simulation(config, 1), load_policy(file), config.workload.sample(1, config.models.names), 1).rows
+    assert rows["finished"].all()
+
+
+def test_a_curriculum_ends_at_the_scenario(tmp_path):
+    settings = CurriculumConfig(until=0.5, length=0.5, load=0.8)
+    first, last = (eased(ENV, settings, done).workload for done in (0.0, 1.0))
+    assert (first.num_requests, first.rate_per_s) == (5, pytest.approx(0.8))
+    assert last == ENV.workload
+    train(configuration(tmp_path, agent=dataclasses.replace(AGENT, curriculum=settings)))
+
+
+def observations_along(config, count):
+    """What there is to be seen along an episode in which the composite rule decides."""
+    simulation = Simulation(config, 1)
+    simulation.reset(0, config.workload.sample(1, config.models.names), 1)
+    rule = BatchRule("composite", simulation)
+    for _ in range(count):
+        seen = {key: values[0].copy() for key, values in simulation.current.observation().items()}
+        yield simulation.layout, seen, seen["action_mask"]
+        if simulation.step(rule.decide())[0]["terminated"]:
+            break
+
+
+@pytest.mark.parametrize("advisers", [(), ("composite", "mect")])
+def test_an_export_decides_as_the_network_does(tmp_path, advisers):
+    """Without PyTorch, within 1e-5 of its logits along an episode."""
+    path = train(configuration(tmp_path, agent=dataclasses.replace(WARM, advisers=advisers))).checkpoint
+    policy, exported = load_policy(path), load_policy(export(path, tmp_path / "policy.onnx"))
+    compared = 0
+    for layout, seen, mask in observations_along(BUSY, 200):
+        if compared == 0:
+            policy.reset(layout, 0)
+            exported.reset(layout, 0)
+        np.testing.assert_allclose(exported.logits(seen, mask), policy.logits(seen, mask).numpy(), rtol=1e-5, atol=1e-5)
+        assert mask[exported.act(seen, mask)] == 1
+        compared += 1
+    assert compared >= 80
+    with pytest.raises(ConfigError, match="was exported for"):
+        exported.reset(ActionLayout(dataclasses.replace(Dims.of(ENV.limits), Q=17)), 0)
+
+
+@pytest.mark.slow
+def test_an_export_decides_in_under_a_millisecond(tmp_path):
+    """The network as it is by default, median over an episode of the better of two decisions."""
+    agent = dataclasses.replace(WARM, net_arch=AgentConfig().net_arch)
+    path = train(configuration(tmp_path, agent=agent, total_steps=1)).checkpoint
+    exported, seconds = load_policy(export(path, tmp_path / "policy.onnx")), []
+    for layout, seen, mask in observations_along(BUSY, 200):
+        if not seconds:
+            exported.reset(layout, 0)
+        times = []
+        for _ in range(2):
+            begun = time.perf_counter()
+            exported.act(seen, mask)
+            times.append(time.perf_counter() - begun)
+        seconds.append(min(times))
+    assert np.median(seconds) < 1e-3
+
+
+def test_an_exported_policy_needs_no_torch(tmp_path):
+    file = export(train(configuration(tmp_path, total_steps=1)).checkpoint, tmp_path / "policy.onnx")
+    code = (
+        "import sys; from mmsched_env.agents.loader import load_policy; "
+        f"load_policy({str(file)!r}); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_file_of_sb3_is_loaded_only_if_asked_for(tmp_path):
+    adapter = ServingSB3VecEnv(1, ENV)
+    model = MaskablePPO("MultiInputPolicy", adapter, n_steps=8, batch_size=8, policy_kwargs={"net_arch": [8]})
+    model.save(tmp_path / "sb3.zip")
+    with pytest.raises(ConfigError, match="not of format"):
+        load_policy(tmp_path / "sb3.zip")
+    policy = load_policy(tmp_path / "sb3.zip", sb3=True)
+    simulation = Simulation(ENV, 1)
+    simulation.reset(0, ENV.workload.sample(1, ENV.models.names), 1)
+    policy.reset(simulation.layout, 0)
+    seen = {key: values[0] for key, values in simulation.current.observation().items()}
+    assert simulation.current.mask[0][policy.act(seen, simulation.current.mask[0])] == 1

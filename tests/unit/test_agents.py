@@ -13,15 +13,16 @@ from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_suppo
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecNormalize
 
-from mmsched_env.action import ActionLayout
+from mmsched_env.action import ActionLayout, Kind
 from mmsched_env.agents.buffer import TimedRolloutBuffer
 from mmsched_env.agents.checkpoint import layout_difference, read_checkpoint
 from mmsched_env.agents.config import AgentConfig, TrainConfig
 from mmsched_env.agents.distribution import MaskedCategorical
 from mmsched_env.agents.extractors import columns
+from mmsched_env.agents.mixed_vec_env import MixedVecEnv
 from mmsched_env.agents.policies import policy_arguments
 from mmsched_env.agents.sb3_vec_env import ServingSB3VecEnv
-from mmsched_env.config import EnvConfig, LimitsConfig, SimConfig, build
+from mmsched_env.config import EnvConfig, LimitsConfig, ModelsConfig, SimConfig, build
 from mmsched_env.errors import ConfigError
 from mmsched_env.observation import MASK_KEY, TABLE, layout_signature
 from mmsched_env.sim.state import Dims
@@ -50,7 +51,7 @@ def test_adapter_and_vector_environment_agree_step_by_step():
     expected, _ = plain.reset(seed=5)
     returns, lengths, finished = np.zeros(3), np.zeros(3, int), 0
     for _ in range(400):
-        assert MASK_KEY not in seen
+        assert seen.keys() == expected.keys()
         for block, values in seen.items():
             np.testing.assert_array_equal(values, expected[block])
         masks = get_action_masks(adapter)
@@ -167,7 +168,7 @@ def batch_of_observations(num_envs=6, steps=25):
 def test_a_row_of_a_batch_is_what_it_is_alone(policy):
     adapter, batch = batch_of_observations()
     assert 0 < (batch["queue"][..., columns("queue", DIMS)["present"]] > 0).sum() < batch["queue"][..., 0].numel()
-    kind, arguments = policy_arguments(policy, (32,), DIMS)
+    kind, arguments = policy_arguments(policy, (32,), DIMS, 0)
     torch.manual_seed(0)
     network = kind(adapter.observation_space, adapter.action_space, lambda _: 1e-3, **arguments)
     masks = adapter.action_masks()
@@ -180,15 +181,94 @@ def test_a_row_of_a_batch_is_what_it_is_alone(policy):
 
 def test_scorer_knows_no_order_of_the_queue():
     adapter, batch = batch_of_observations()
-    kind, arguments = policy_arguments("scorer", (32,), DIMS)
+    kind, arguments = policy_arguments("scorer", (32,), DIMS, 0)
     network = kind(adapter.observation_space, adapter.action_space, lambda _: 1e-3, **arguments)
     shuffled = dict(batch)
     order = torch.randperm(DIMS.Q)
     for block in ("queue", "pairs"):
         shuffled[block] = batch[block][:, order]
     size = DIMS.G * DIMS.K
+    dispatch = slice(1, 1 + DIMS.Q * size)
+    shuffled[MASK_KEY] = batch[MASK_KEY].clone()
+    shuffled[MASK_KEY][:, dispatch] = batch[MASK_KEY][:, dispatch].view(-1, DIMS.Q, size)[:, order].flatten(1)
     rated, mixed = (network.get_distribution(x).logits[:, 1 : 1 + DIMS.Q * size] for x in (batch, shuffled))
     torch.testing.assert_close(mixed.view(-1, DIMS.Q, size), rated.view(-1, DIMS.Q, size)[:, order])
+
+
+LARGER = LimitsConfig(queue=24, gpus=7, hosts=3, models=11, slots=3)
+
+
+def test_a_scorers_logits_do_not_depend_on_padding():
+    """The same cluster and trace in larger limits: every action has the logit it had, and so have the values."""
+    config = EnvConfig(workload=GeneratorConfig(num_requests=40, rate_per_s=5.0))
+    plain, padded = ServingSB3VecEnv(4, config), ServingSB3VecEnv(4, dataclasses.replace(config, limits=LARGER))
+    dims = Dims.of(LARGER)
+    networks = []
+    for adapter, sizes in ((plain, DIMS), (padded, dims)):
+        kind, arguments = policy_arguments("scorer", (32,), sizes, 0)
+        networks.append(kind(adapter.observation_space, adapter.action_space, lambda _: 1e-3, **arguments))
+    networks[1].load_state_dict(networks[0].state_dict())
+    same = _actions_in_larger(ActionLayout(DIMS), ActionLayout(dims))
+    observations = []
+    for adapter in (plain, padded):
+        adapter.seed(3)
+        observations.append(adapter.reset())
+    compared = 0
+    for _ in range(60):
+        masks = plain.action_masks()
+        if observations[0]["globals"][:, 0, 3].max() > 0:  # beyond the smaller window: the queues differ
+            break
+        np.testing.assert_array_equal(masks, padded.action_masks()[:, same])
+        batches = [{block: torch.as_tensor(values.copy()) for block, values in seen.items()} for seen in observations]
+        ours, theirs = (n.get_distribution(b).logits for n, b in zip(networks, batches, strict=True))
+        torch.testing.assert_close(theirs[:, same], ours, rtol=1e-4, atol=1e-4)
+        values = [n.predict_values(b) for n, b in zip(networks, batches, strict=True)]
+        torch.testing.assert_close(values[1], values[0], rtol=1e-4, atol=1e-4)
+        actions = first_legal_dispatch(masks)
+        observations = [plain.step(actions)[0], padded.step(np.array([same[a] for a in actions]))[0]]
+        compared += 1
+    assert compared >= 10
+
+
+def _actions_in_larger(small, large):
+    """Index in the larger layout of each action of the smaller one."""
+    same = [0]
+    for index in range(1, small.size):
+        action = small.decode(index)
+        slot = action.gpu * large.dims.S + action.slot
+        if action.kind == Kind.DISPATCH:
+            same.append(large.dispatch(action.queue_slot, action.gpu, action.level))
+        elif action.kind == Kind.PREEMPT:
+            same.append(large.preempt(slot, action.scope == 0))
+        else:
+            same.append(large.offload(slot, action.level))
+    return np.array(same)
+
+
+def test_a_mixture_is_its_parts_in_a_row():
+    other = dataclasses.replace(SHORT, models=ModelsConfig(names=("llama-3.2-1b-f16", "qwen2.5-3b-f16")))
+    alone = [ServingSB3VecEnv(2, config) for config in (SHORT, other)]
+    mixed = MixedVecEnv([ServingSB3VecEnv(2, config) for config in (SHORT, other)])
+    mixed.seed(7)
+    seen = mixed.reset()
+    for at, part in enumerate(alone):
+        part.seed(7 + 2 * at)
+        part.reset()
+    for _ in range(60):
+        masks = np.stack(get_action_masks(mixed))
+        np.testing.assert_array_equal(masks, np.concatenate([part.action_masks() for part in alone]))
+        actions = first_legal_dispatch(masks)
+        seen, rewards, done, infos = mixed.step(actions)
+        for at, part in enumerate(alone):
+            rows = slice(2 * at, 2 * at + 2)
+            expected, part_rewards, part_done, part_infos = part.step(actions[rows])
+            for block, values in expected.items():
+                np.testing.assert_array_equal(seen[block][rows], values)
+            np.testing.assert_array_equal(rewards[rows], part_rewards)
+            np.testing.assert_array_equal(done[rows], part_done)
+            assert [bool(info) for info in infos[rows]] == [bool(info) for info in part_infos]
+    with pytest.raises(ConfigError, match="scenario 1 of the training has other limits"):
+        MixedVecEnv([ServingSB3VecEnv(1, SHORT), ServingSB3VecEnv(1, dataclasses.replace(SHORT, limits=LARGER))])
 
 
 def test_masked_distribution_is_sb3_contribs():
@@ -258,6 +338,8 @@ def test_yaml_and_dataclass_have_the_same_values():
         ({"agent": {"net_arch": [64, 64]}}, "agent.net_arch"),
         ({"agent": {"gamma": 1.5}}, "agent.gamma is 1.5"),
         ({"num_envs": 0}, "num_envs is 0"),
+        ({"agent": {"imitation": {"steps": 0}}}, "agent.imitation.steps is 0"),
+        ({"agent": {"improvement": {"width": 1}}}, "agent.improvement.width is 1"),
     ],
 )
 def test_wrong_values_are_named(values, message):
