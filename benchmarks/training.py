@@ -56,9 +56,9 @@ def default_sb3(config: EnvConfig, **settings: Any) -> tuple[MaskablePPO, Servin
 def ours(config: EnvConfig) -> tuple[MaskablePPO, ServingSB3VecEnv]:
     """`mmsched train`'s policy and settings."""
     agent = dataclasses.replace(AgentConfig(), n_steps=ROLLOUT // NUM_ENVS)
-    train = TrainConfig(env=config, agent=agent, num_envs=NUM_ENVS)
-    venv, serving = make_venv(train)
-    return make_model(train, venv, serving), serving
+    train = TrainConfig(envs=(config,), agent=agent, num_envs=NUM_ENVS)
+    venv, (serving,) = make_venv(train)
+    return make_model(train, venv, [serving]), serving
 
 
 def measure(config: EnvConfig, updates: int = 2) -> dict[str, float]:

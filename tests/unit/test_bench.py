@@ -63,3 +63,12 @@ def test_a_wrong_part_is_named() -> None:
         measure("speed", EnvConfig(), 1)
     assert set(PARTS) >= {"environment", "ratios"}
     assert callable(kernel_task)
+
+
+def test_the_training_part_times_what_the_trainer_builds() -> None:
+    pytest.importorskip("sb3_contrib")
+    from mmsched_env.benchmarks import training
+
+    model, serving = training.ours(EnvConfig())
+    assert model.env is not None and model.env.num_envs == serving.num_envs == training.NUM_ENVS
+    assert model.n_steps * training.NUM_ENVS == training.ROLLOUT
