@@ -19,7 +19,6 @@ from mmsched_env.sim import events
 from mmsched_env.sim.state import (
     BOUND,
     DECODE,
-    DONE,
     EVICTING,
     FUTURE,
     LOADING,
@@ -193,8 +192,8 @@ class Intents:
         whole = decision.scope == SCOPE_INSTANCE
         if whole and not victims and int(state["num_seated"][instance]) > 0:
             return NOT_YET  # an idle model was to make room
-        if not whole and victims and all(int(self.simulation.requests[0]["phase"][one]) == DONE for one in victims):
-            return MEANINGLESS
+        if not whole and victims and not victims & set(state["seat"][instance].tolist()):
+            return MEANINGLESS  # it has finished, or has been put off before
         return self._if_legal(self.simulation.layout.preempt(instance, whole_instance=whole))
 
     def _straggler(self) -> int:
