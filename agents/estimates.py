@@ -15,7 +15,7 @@ FIELDS = (
     *("cost", "wait", "service", "price", "harm", "regret", "others", "lead", "urgency"),
     *("possible", "now", "chosen", "first"),
 )
-"""of the last axis. Seconds in powers of ten: cost = wait + load + service, slowed by busy instances, + price; price of the
+"""of the last axis. Seconds in powers of ten: cost = wait + load + service, slowed by busy instances and other loads, + price; price of the
 models put out; harm to the requests beside it, over its weight; regret: cost over that of the rule's choice for this
 request; others: cost + harm over that; urgency: class weight over the cost of the rule's choice, lead: over the most urgent
 request's. 0 or 1: possible; now: something can be done for it at once; chosen: the rule's choice for this request; first: and
@@ -24,7 +24,7 @@ NEVER_S = 1e6
 """seconds that stand for 'it cannot'"""
 LONG_S = 1e4
 """a network sees no difference between more seconds than this"""
-SHARING, RETURN_PRICE, HARM = 1.0, 0.5, 0.5
+SHARING, RETURN_PRICE, HARM, LOADING = 1.0, 0.5, 0.5, 0.5
 """conf/policy/composite.yaml; a test compares"""
 
 
@@ -43,7 +43,7 @@ class Rows:
 
 
 class GpuState:
-    """R GPUs with S instances each: what is there, what is about to be free.
+    """R GPUs with S instances each, `num_gpus` of them an observation: what is there, what is about to be free.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ class GpuState:
         (R, S) 1 where PREEMPT of the whole instance is legal.
     """
 
-    def __init__(self, instances: Rows, gpus: Rows, rates: Tensor, unloads: Tensor) -> None:
+    def __init__(self, instances: Rows, gpus: Rows, rates: Tensor, unloads: Tensor, num_gpus: int) -> None:
         self.instances, self.gpus, self.rates = instances, gpus, rates
         still = (instances["num_seated"] == 0) & (instances["draining"] == 0) & (instances["saving"] == 0)
         self.idle = (instances["ready"] > 0) & still
@@ -68,6 +68,11 @@ class GpuState:
         self.cleared_gb = gpus["free_gb"] + (self.held_gb * soon).sum(-1)
         self.cleared_slots = gpus["free_slots"] + soon.sum(-1)
         self.back_s = instances["unload_s"] + instances["reload_s"]
+        width = num_gpus * rates.shape[1]
+        self._num_gpus = num_gpus
+        self._host_of = gpus["host"].unsqueeze(-1).expand_as(rates).reshape(-1, width)  # (B, I)
+        self._loads_s = (instances["operation_left_s"] * instances["loading"]).reshape(-1, width)
+        self._weights = instances["weight_seated"].reshape(-1, width)
 
     def seconds_until_room(self, need_gb: Tensor, at: Tensor) -> Tensor:
         """Seconds (P, K) until the GPU of row `at` (P,) has `need_gb` (P, K) if its instances leave as soon as they can."""
@@ -93,6 +98,14 @@ class GpuState:
         share = (missing / size.clamp(min=1e-3)[at].unsqueeze(-1)).clamp(max=1.0)
         needed = (missing > 0) | (self.left_slots <= 0)[at].unsqueeze(-1)
         return (again * (self.back_s * idle)[at].unsqueeze(1)).sum(-1) * share * needed
+
+    def loads_slowed(self, load_s: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+        """(P, K) seconds, and weighted ones: what loads of `load_s` (P, K) on the GPUs of rows `at` and the loads under way on
+        their hosts take longer by each other; the second for the requests that wait for those."""
+        env = at // self._num_gpus
+        same = self._host_of[env] == self.gpus["host"][at].unsqueeze(-1)  # (P, I)
+        both = torch.minimum(load_s.unsqueeze(-1), (self._loads_s[env] * same).unsqueeze(1))  # (P, K, I)
+        return both.sum(-1), (both * self._weights[env].unsqueeze(1)).sum(-1)
 
     def can_clear(self, need_gb: Tensor, at: Tensor) -> Tensor:
         """(P, K) unloading idle models gives room, and is what it takes."""
@@ -155,9 +168,12 @@ def estimates(
     busy = gpus.gpus["num_busy"][at].unsqueeze(-1) - (own["num_seated"] > 0).float()
     price = gpus.price_of_room(need, pairs["load_s"] + service, at) * ~own.resident
     possible = fits & (wait < NEVER_S) | unload
-    cost = torch.where(possible, reach + SHARING * busy * service + RETURN_PRICE * price, NEVER_S)
+    mine, theirs = gpus.loads_slowed(pairs["load_s"], at)
+    mine = mine - torch.minimum(pairs["load_s"], own["operation_left_s"] * own["loading"])
+    cost = reach + SHARING * busy * service + LOADING * mine + RETURN_PRICE * price
+    cost = torch.where(possible, cost, NEVER_S)
     now = possible & (unload | legal | ~own.resident & gpus.can_clear(need, at))
-    harm = _harm(own, gpus, pairs, left, service, at)
+    harm = _harm(own, gpus, pairs, left, service, at) + LOADING * theirs * ~own.resident
     kind = cost + HARM * harm / weight
     chosen = _choice(cost, kind, now, possible & _allowed(fits, own.resident, request_at, waiting), request_at, waiting)
     best = sums((cost * chosen).sum(-1), request_at, waiting)

@@ -188,7 +188,8 @@ class EntityExtractor(BaseFeaturesExtractor):
         model = instances["model"].long()
         rates = arrivals.gather(1, model.reshape(arrivals.shape[0], -1)).view_as(model)
         gpus = Rows(observation["gpus"].flatten(0, 1), self.columns["gpus"])
-        state = GpuState(instances, gpus, rates, unloads.view_as(model))
+        num_gpus = observation["gpus"].shape[1]
+        state = GpuState(instances, gpus, rates, unloads.view_as(model), num_gpus)
         return state, state.keep_value().reshape(-1, 1)
 
     def _by_row(self, values: Tensor, block: str, sizes: tuple[int, int, int]) -> Tensor:

@@ -2,7 +2,8 @@
 
 Put together from llama-swap's collation, FaasCache's eviction, list scheduling by expected completion and Shepherd's
 test. Requests are served by weight over expected seconds (c-mu), each at its earliest expected completion over (GPU, level),
-where a load that puts out models in use is charged for bringing them back and a place beside others for slowing them. One that has waited `max_wait_s` goes first
+where a load that puts out models in use is charged for bringing them back, one beside other loads for sharing the disk, and a
+place beside others for slowing them. One that has waited `max_wait_s` goes first
 and reserves its GPU. One that would have to wait may displace running work that loses `factor` times less.
 OFFLOAD lets in what an instance has no memory for, and gives layers back where that pays.
 
@@ -42,6 +43,7 @@ class CompositeKnobs(NamedTuple):
     sharing: float
     return_price: float
     harm: float
+    loading: float
     resize_gain: float
     admit_after_s: float
     level: float
@@ -108,9 +110,25 @@ def step_towards(view, q, g, k, knobs):  # type: ignore[no-untyped-def]
 
 
 @part
-def harm(view, q, g, k):  # type: ignore[no-untyped-def]
+def loads_slowed(view, g, own, seconds):  # type: ignore[no-untyped-def]
+    """(seconds, weighted seconds): what a load of `seconds` into instance `own` (-1: a new one) on GPU g and the other loads
+    of its host, which share the disk with it, take longer by each other at equal shares; the second for who waits for those."""
+    slots = slots_per_gpu(view)
+    mine = 0.0
+    theirs = 0.0
+    for i in range(view.instances.shape[0]):
+        row = view.instances[i]
+        if i != own and row.loading > 0.0 and view.gpus[i // slots].host == view.gpus[g].host:
+            both = min(seconds, row.operation_left_s)
+            mine += both
+            theirs += row.weight_seated * both
+    return mine, theirs
+
+
+@part
+def harm(view, q, g, k, knobs):  # type: ignore[no-untyped-def]
     """Weighted seconds that the requests on GPU g are expected to lose by the request of slot q served there at level k:
-    those of its own instance by a larger batch and its prefill, those of others by one more that is busy."""
+    those of its own instance by a larger batch and its prefill, those of others by one more that is busy, those that wait for loads of its host by one more load."""
     service = service_seconds(view, q, g, k)
     own = instance_of(view, view.queue[q].model, g)
     lost = 0.0
@@ -122,6 +140,9 @@ def harm(view, q, g, k):  # type: ignore[no-untyped-def]
         lost += row.weight_seated * (pair.prefill_s[k] + tokens * max(0.0, pair.token_s[k] - row.step_s))
         alone = max(0.0, service - row.drain_s)
     slots = slots_per_gpu(view)
+    if own < 0 and knobs.loading > 0.0:
+        _, theirs = loads_slowed(view, g, own, view.pairs[q, g].load_s[k])
+        lost += knobs.loading * theirs
     for i in range(g * slots, (g + 1) * slots):
         if i != own:
             lost += view.instances[i].weight_seated * min(alone, view.instances[i].drain_s)
@@ -140,6 +161,10 @@ def own_cost(view, q, g, k, knobs):  # type: ignore[no-untyped-def]
     if i >= 0 and view.instances[i].num_seated > 0.0:
         busy -= 1.0
     seconds += knobs.sharing * busy * service_seconds(view, q, g, k)
+    load_s = view.pairs[q, g].load_s[k]
+    if load_s > 0.0 and knobs.loading > 0.0:
+        mine, _ = loads_slowed(view, g, i, load_s)
+        seconds += knobs.loading * mine
     if i < 0:
         seconds += knobs.return_price * price_of_room(view, q, g, k)
     return seconds
@@ -174,7 +199,7 @@ def least_cost(view, q, knobs):  # type: ignore[no-untyped-def]
                 best_k = k
                 best_now = now
             if now:
-                cost = seconds + knobs.harm * harm(view, q, g, k) / view.queue[q].weight
+                cost = seconds + knobs.harm * harm(view, q, g, k, knobs) / view.queue[q].weight
                 if cost < least:
                     least = cost
                     kind = seconds
@@ -239,6 +264,9 @@ class Composite(RulePolicy):
         What the expected reloads of models that are put out count, in seconds of the request's own.
     harm
         What the weighted seconds that requests beside it lose count; 0: a request looks after itself alone.
+    loading
+        Share of the seconds by which loads of a host would delay each other if they shared one disk, for the request and those
+        that wait for the others; 0: every load is expected to have disk and links to itself.
     resize_gain, admit_after_s, level, eviction
         As for `Mect`.
     """
@@ -252,10 +280,11 @@ class Composite(RulePolicy):
         sharing: float = 1.0,
         return_price: float = 0.5,
         harm: float = 0.5,
+        loading: float = 0.5,
         resize_gain: float = 4.0,
         admit_after_s: float = 0.0,
         level: str = "whole",
         eviction: str = "gdsf",
     ) -> None:
-        numbers = (max_wait_s, factor, sharing, return_price, harm, resize_gain, admit_after_s)
+        numbers = (max_wait_s, factor, sharing, return_price, harm, loading, resize_gain, admit_after_s)
         self.knobs = CompositeKnobs._make([*map(float, numbers), level_code(level), eviction_code(eviction)])

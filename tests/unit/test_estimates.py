@@ -47,7 +47,7 @@ def _table(view, knobs, cost, hurt, choice):
                 for g in range(cost.shape[2]):
                     for k in range(cost.shape[3]):
                         cost[e, q, g, k] = own_cost(one, q, g, k, knobs)
-                        hurt[e, q, g, k] = harm(one, q, g, k) if cost[e, q, g, k] < np.inf else 0.0
+                        hurt[e, q, g, k] = harm(one, q, g, k, knobs) if cost[e, q, g, k] < np.inf else 0.0
 
 
 rule_table = entry_point(_table, (Path(__file__), *sources_of(Path(composite.__file__))))
@@ -113,9 +113,10 @@ def test_the_estimates_are_the_composite_rules(config):
 
 def test_the_constants_are_conf_policys():
     values = yaml.safe_load((Path(__file__).parents[2] / "conf" / "policy" / "composite.yaml").read_text())
-    assert (values["sharing"], values["return_price"], values["harm"], values["level"]) == (
+    assert [values[name] for name in ("sharing", "return_price", "harm", "loading", "level")] == [
         translated.SHARING,
         translated.RETURN_PRICE,
         translated.HARM,
+        translated.LOADING,
         "whole",
-    )
+    ]
