@@ -59,6 +59,9 @@ class ImprovementConfig:
     """passes over all that has been gathered"""
     anchor: float = 0.1
     """weight of the cross entropy with the cloned policy"""
+    cautions: tuple[float, ...] = (0.0,)
+    """after each round, validate with so much added to the logit of the first adviser's action, and keep the best: a policy
+    departs from advice only where it is surer"""
 
     def __post_init__(self) -> None:
         for key in ("states", "batch_size", "epochs"):
@@ -70,6 +73,8 @@ class ImprovementConfig:
             _require(getattr(self, key) > 0, key, getattr(self, key), "a number > 0", "agent.improvement.")
         for key in ("anchor", "toll"):
             _require(getattr(self, key) >= 0, key, getattr(self, key), "a number >= 0", "agent.improvement.")
+        ok = len(self.cautions) > 0 and min(self.cautions) >= 0
+        _require(ok, "cautions", self.cautions, "one or more numbers >= 0", "agent.improvement.")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium as gym
@@ -181,6 +183,26 @@ ADVISED = ("scorer",)
 """networks that take advice"""
 FIXED_SIZES = {"scorer": "K", "mlp": "QGHMSBK"}
 """sizes of the layout that a network's weights depend on"""
+
+
+@contextmanager
+def cautious(policy: nn.Module, caution: float) -> Iterator[None]:
+    """The policy with `caution` more on the logit of its first adviser's action: it departs from advice only where it is surer.
+
+    It does nothing for a policy without advisers.
+    """
+    trust = getattr(policy.mlp_extractor, "trust", None)
+    if trust is None:
+        yield
+        return
+    before = trust.detach().clone()
+    with torch.no_grad():
+        trust[0] += caution
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            trust.copy_(before)
 
 
 def policy_arguments(

@@ -31,7 +31,7 @@ from .curriculum import Curriculum
 from .imitation import Teachers, imitate
 from .improvement import fit
 from .mixed_vec_env import MixedVecEnv
-from .policies import policy_arguments
+from .policies import cautious, policy_arguments
 from .ppo import AnchoredPPO
 from .resume import apply, capture
 from .rollouts import Explorer, Samples, joined
@@ -173,7 +173,9 @@ def improve(model: AnchoredPPO, config: TrainConfig, stop: Checkpoints, validati
         _record(model, "improvement", number, figures)
         _line(f"round {number}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
         if validations is not None:
-            validations.validate(model, f"round {number} of improvement")
+            for caution in settings.cautions:
+                with cautious(model.policy, caution):
+                    validations.validate(model, f"round {number} of improvement, caution {caution:g}")
 
 
 def keep_best(model: AnchoredPPO, serving: Sequence[ServingSB3VecEnv], config: TrainConfig) -> None:
