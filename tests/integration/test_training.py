@@ -210,14 +210,17 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path):
 
 def test_stages_improve_and_keep_the_best(tmp_path):
     agent = dataclasses.replace(
-        WARM, improvement=ImprovementConfig(rounds=1, states=32, width=4, share=0.5, epochs=2, batch_size=32)
+        WARM,
+        improvement=ImprovementConfig(
+            rounds=1, states=32, width=4, share=0.5, epochs=2, batch_size=32, cautions=(0.0, 1.0)
+        ),
     )
     changes = {"validate_every": 256, "validation_episodes": 2, "envs": MIXED, "agent": agent}
     result = train(dataclasses.replace(configuration(tmp_path), **changes))
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     scores = [event.value for event in events.Scalars("validation/score")]
-    assert len(scores) >= 3 and np.isfinite(scores).all()
+    assert len(scores) >= 4 and np.isfinite(scores).all()
     assert {"improvement/ranking_loss", "imitation/accuracy", "validation_line/slo_attainment"} <= set(
         events.Tags()["scalars"]
     )

@@ -19,8 +19,9 @@ from mmsched_env.agents.checkpoint import layout_difference, read_checkpoint
 from mmsched_env.agents.config import AgentConfig, TrainConfig
 from mmsched_env.agents.distribution import MaskedCategorical
 from mmsched_env.agents.extractors import columns
+from mmsched_env.agents.learner import ADVICE_KEY
 from mmsched_env.agents.mixed_vec_env import MixedVecEnv
-from mmsched_env.agents.policies import policy_arguments
+from mmsched_env.agents.policies import cautious, policy_arguments
 from mmsched_env.agents.sb3_vec_env import ServingSB3VecEnv
 from mmsched_env.config import EnvConfig, LimitsConfig, ModelsConfig, SimConfig, build
 from mmsched_env.errors import ConfigError
@@ -195,6 +196,21 @@ def test_scorer_knows_no_order_of_the_queue():
     torch.testing.assert_close(mixed.view(-1, DIMS.Q, size), rated.view(-1, DIMS.Q, size)[:, order])
 
 
+def test_caution_is_on_the_first_advisers_action_alone_and_for_a_while():
+    adapter = ServingSB3VecEnv(4, SHORT, 0.0, ["composite", "fcfs"])
+    adapter.seed(1)
+    batch = {block: torch.as_tensor(rows.copy()) for block, rows in adapter.reset().items()}
+    kind, arguments = policy_arguments("scorer", (32,), DIMS, 2)
+    network = kind(adapter.observation_space, adapter.action_space, lambda _: 1e-3, **arguments)
+    before = network.get_distribution(batch).logits
+    with cautious(network, 2.5):
+        more = network.get_distribution(batch).logits - before
+    expected = torch.zeros_like(before)
+    expected[torch.arange(4), batch[ADVICE_KEY][:, 0].long()] = 2.5
+    torch.testing.assert_close(more, expected, rtol=0, atol=1e-5)
+    assert torch.equal(network.get_distribution(batch).logits, before)
+
+
 LARGER = LimitsConfig(queue=24, gpus=7, hosts=3, models=11, slots=3)
 
 
@@ -340,6 +356,7 @@ def test_yaml_and_dataclass_have_the_same_values():
         ({"num_envs": 0}, "num_envs is 0"),
         ({"agent": {"imitation": {"steps": 0}}}, "agent.imitation.steps is 0"),
         ({"agent": {"improvement": {"width": 1}}}, "agent.improvement.width is 1"),
+        ({"agent": {"improvement": {"cautions": [-1.0]}}}, "agent.improvement.cautions is"),
     ],
 )
 def test_wrong_values_are_named(values, message):
