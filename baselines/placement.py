@@ -15,7 +15,7 @@ from .parts import (
     seconds_until_room,
     service_seconds,
 )
-from .view import dispatch_index, part, preempt_index
+from .view import array_part, dispatch_index, part, preempt_index
 
 
 @part
@@ -123,7 +123,7 @@ def goes_past(view, q, g, k, reserved):  # type: ignore[no-untyped-def]
     return resident and view.pairs[q, g].load_s[k] + service_seconds(view, q, g, k) <= reserved[g]
 
 
-@part
+@array_part
 def serve_in_order(view, index, level, eviction):  # type: ignore[no-untyped-def]
     """First step for the waiting requests in order of rising `index` [Q] (inf: not at all), each at its best option.
 

@@ -16,7 +16,7 @@ from .least_loaded import load_on_least
 from .parts import WAIT, backlog_seconds, deepest_level, instance_of
 from .placement import is_ready, step_for, too_small
 from .rules import rule
-from .view import dispatch_index, part
+from .view import array_part, dispatch_index, part
 
 
 class PowerOfTwoKnobs(NamedTuple):
@@ -36,7 +36,7 @@ def draw(view, q, number, count):  # type: ignore[no-untyped-def]
     return int(state % np.uint64(count))
 
 
-@part
+@array_part
 def draw_gpus(view, q, choices):  # type: ignore[no-untyped-def]
     """[G] true for the GPUs drawn for slot q among those that can hold its request."""
     left = np.zeros(view.gpus.shape[0], np.bool_)

@@ -27,7 +27,7 @@ from .parts import (
 )
 from .placement import first_step, is_ready, step_for, too_small
 from .rules import rule
-from .view import part
+from .view import array_part, part
 
 
 class QlmKnobs(NamedTuple):
@@ -35,7 +35,7 @@ class QlmKnobs(NamedTuple):
     eviction: float
 
 
-@part
+@array_part
 def group_keys(view):  # type: ignore[no-untyped-def]
     """[Q] number of the group of each waiting request (that of its first member's slot), and its least slack."""
     slots = view.queue.shape[0]

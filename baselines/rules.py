@@ -16,7 +16,7 @@ from mmsched_env.sim.jit import entry_point
 
 from .memory import remember
 from .parts import way_out
-from .view import View, part
+from .view import View, array_part
 
 FOLDER = Path(__file__).parent
 
@@ -47,7 +47,7 @@ def rule(function: Callable[..., Any]) -> Any:
     # so each rule has a copy of the loop that goes by the rule's own name and place.
     code, own = _decide_batch.__code__, function.__code__
     code = code.replace(co_filename=own.co_filename, co_name=own.co_name, co_firstlineno=own.co_firstlineno)
-    loop = types.FunctionType(code, globals() | {"decide": part(function)}, function.__name__)
+    loop = types.FunctionType(code, globals() | {"decide": array_part(function)}, function.__name__)
     loop.__module__, loop.__qualname__ = function.__module__, function.__qualname__
     return entry_point(loop, sources_of(Path(own.co_filename)))
 

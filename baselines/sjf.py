@@ -13,7 +13,7 @@ import numpy as np
 from .base import RulePolicy, eviction_code, level_code
 from .placement import is_ready, serve_in_order, unshared_seconds
 from .rules import rule
-from .view import part
+from .view import array_part
 
 
 class SjfKnobs(NamedTuple):
@@ -22,7 +22,7 @@ class SjfKnobs(NamedTuple):
     eviction: float
 
 
-@part
+@array_part
 def sizes(view, ageing):  # type: ignore[no-untyped-def]
     """[Q] seconds of each waiting request, less what its age counts; inf where none can be dispatched."""
     out = np.full(view.queue.shape[0], np.inf)

@@ -25,8 +25,13 @@ class View(NamedTuple):
 
 
 def part(function: Callable[..., Any]) -> Any:
-    """Compile a piece that rules share."""
+    """Compile a piece that rules share, and that makes no arrays."""
     return compiled(function)
+
+
+def array_part(function: Callable[..., Any]) -> Any:
+    """Compile a piece that makes or returns arrays."""
+    return compiled(function, makes_arrays=True)
 
 
 @part

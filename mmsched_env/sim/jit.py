@@ -41,12 +41,14 @@ def cache_folder(more: Iterable[Path] = ()) -> Path:
     return Path(base) / f"mmsched-{source_hash(more)}"
 
 
-def compiled(function: Callable[..., Any]) -> Any:
+def compiled(function: Callable[..., Any], makes_arrays: bool = False) -> Any:
     """Compile a function called from other compiled functions only: nothing of it is cached by itself.
 
-    Without the wrappers that Python and C would call it by, which take a third of the time to compile.
+    Without the wrappers that Python and C would call it by, which take a third of the time to compile. Only one that
+    `makes_arrays`, or returns one, counts references to arrays: an atomic operation for every array at every call, which took
+    four fifths of a rule's time.
     """
-    return numba.njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    return numba.njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=makes_arrays)(function)
 
 
 def entry_point(function: Callable[..., Any], more: Iterable[Path] = ()) -> Any:
