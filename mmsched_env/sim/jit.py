@@ -49,17 +49,23 @@ def compiled(function: Callable[..., Any]) -> Any:
     return numba.njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
 
 
-def entry_point(function: Callable[..., Any], more: Iterable[Path] = ()) -> Any:
+def entry_point(function: Callable[..., Any], more: Iterable[Path] = (), allocates: bool = True) -> Any:
     """Compile a function that Python calls; it and everything it calls is cached on disk.
 
-    `more` are source files beyond `compiled_sources` that it may call.
+    `more` are source files beyond `compiled_sources` that it may call. One that neither makes nor returns arrays
+    (`allocates` false) counts no references to them: each count is an atomic operation, and a call of a function costs some.
     """
     before = numba_config.CACHE_DIR
     numba_config.CACHE_DIR = str(cache_folder(more))
     try:
-        return numba.njit(error_model="numpy", cache=True, nogil=True)(function)
+        return numba.njit(error_model="numpy", cache=True, nogil=True, _nrt=allocates)(function)
     finally:
         numba_config.CACHE_DIR = before
+
+
+def kernel_entry_point(function: Callable[..., Any]) -> Any:
+    """An entry point of the kernel, where nothing allocates."""
+    return entry_point(function, allocates=False)
 
 
 def records(array: Any) -> Any:

@@ -88,15 +88,15 @@ def words(block):
 
 
 @compiled
-def row_of(block, row, width):
-    """A row of a block's float32 values. Loops over such a view are vectorised; over a range of the block they are not, as
-    Numba cannot tell that its indices are not negative."""
-    return block[row * width : (row + 1) * width]
+def clear_row(block, row, width):
+    """Zeros in a row of a block's float32 values. Loops over a view of the row are vectorised; over a range of the block they
+    are not, as Numba cannot tell that its indices are not negative."""
+    fill(block[row * width : (row + 1) * width], 0.0)
 
 
 @compiled
 def copy_row(before, source, after, target, width):
-    copy(row_of(after, target, width), row_of(before, source, width))
+    copy(after[target * width : (target + 1) * width], before[source * width : (source + 1) * width])
 
 
 @compiled
@@ -130,7 +130,7 @@ def encode_queue(s, r, image, written, queue, before, after):
         j = s.window[q]
         if j < 0:
             if image.queue[q] > written or s.encoded_window[q] != -1:
-                fill(row_of(after, q, width), 0.0)
+                clear_row(after, q, width)
             if s.encoded_window[q] != -1:
                 image.queue[q] = image.step
             continue
@@ -165,7 +165,7 @@ def encode_instances(s, p, r, image, instances, after):
         row = instances[i]
         if s.inst_phase[i] == EMPTY:
             if row.present == 1.0:
-                fill(row_of(after, i, words(instances)), 0.0)
+                clear_row(after, i, words(instances))
                 image.instances[i] = image.step
             continue
         m = s.inst_model[i]
@@ -320,7 +320,7 @@ def encode_pairs(s, p, r, image, written, instances, pairs, before, after):
         j = s.window[q]
         if j < 0:
             if s.encoded_window[q] != -1:
-                fill(row_of(after, q, width), 0.0)
+                clear_row(after, q, width)
                 image.pairs[q] = image.step
             continue
         m = r[j].model
