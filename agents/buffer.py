@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer
 from torch import Tensor
@@ -28,6 +29,11 @@ class TimedRolloutBuffer(MaskableDictRolloutBuffer):
         Time constants.
     """
 
+    extract: Callable[[dict[str, Tensor]], Any] | None = None
+    """what a policy makes of observations without anything learned: done once, and minibatches have that as observations"""
+    features: Any = None
+    """of all observations, once the first minibatch has been asked for"""
+
     def __init__(
         self,
         *args: Any,
@@ -43,11 +49,27 @@ class TimedRolloutBuffer(MaskableDictRolloutBuffer):
 
     def reset(self) -> None:
         self.seconds = np.zeros((self.buffer_size, self.n_envs), np.float32)
+        self.features = None
         super().reset()
 
     def add(self, *args: Any, **kwargs: Any) -> None:
         self.seconds[self.pos] = self.elapsed_s()
         super().add(*args, **kwargs)
+
+    def _get_samples(self, batch_inds: NDArray[Any], env: Any = None) -> Any:
+        if self.extract is None:
+            return super()._get_samples(batch_inds, env)
+        if self.features is None:
+            with torch.no_grad():
+                self.features = self.extract({key: self.to_torch(rows) for key, rows in self.observations.items()})
+            self.observations = {}
+        at = torch.as_tensor(batch_inds, device=self.device)
+        features = self.features[at] if isinstance(self.features, Tensor) else self.features.take(at)
+        return super()._get_samples(batch_inds, env)._replace(observations=features)
+
+    def to_torch(self, array: NDArray[Any], copy: bool = True) -> Tensor:
+        """Without the copy: what a minibatch is made of has been picked from the buffer and is nobody else's."""
+        return super().to_torch(array, copy=False)
 
     def compute_returns_and_advantage(self, last_values: Tensor, dones: NDArray[np.bool_]) -> None:
         """Fill `advantages` and `returns` (steps, N); `last_values` (N, 1) are of the observation that came last."""

@@ -92,6 +92,39 @@ class Entities:
     advice: Tensor | None
     """(B, A, R) 1 at the action that each of R rules would take; in `pairs` and `instances` too"""
 
+    def take(self, at: Tensor) -> Entities:
+        """Those of the observations `at` (B',), in that order."""
+        num_queue, num_gpus, num_slots = self.sizes
+        num_models, num_instances = self.models.shape[1], num_gpus * num_slots
+        request, request_env = _rows_of(self.request_at // num_queue, at, len(self.gpus))
+        pair, pair_env = _rows_of(self.pair_at // (num_queue * num_gpus), at, len(self.gpus))
+        instance, instance_env = _rows_of(self.instance_at // num_instances, at, len(self.gpus))
+        old_first = _counts(self.request_at // num_queue, len(self.gpus))[1][at]
+        new_first = _counts(request_env, len(at))[1]
+        return Entities(
+            sizes=self.sizes,
+            request_at=_moved(self.request_at[request], request_env, num_queue),
+            requests=self.requests[request],
+            request_model=_moved(self.request_model[request], request_env, num_models),
+            pair_at=_moved(self.pair_at[pair], pair_env, num_queue * num_gpus),
+            pair_request=self.pair_request[pair] + (new_first - old_first)[pair_env],
+            pair_gpu=_moved(self.pair_gpu[pair], pair_env, num_gpus),
+            pairs=self.pairs[pair],
+            estimates=self.estimates[pair],
+            instance_at=_moved(self.instance_at[instance], instance_env, num_instances),
+            instances=self.instances[instance],
+            instance_model=_moved(self.instance_model[instance], instance_env, num_models),
+            idle=self.idle[instance],
+            speedup=self.speedup[instance],
+            advised=None if self.advised is None else self.advised[instance],
+            gpus=self.gpus[at],
+            gpu_present=self.gpu_present[at],
+            models=self.models[at],
+            model_present=self.model_present[at],
+            whole=self.whole[at],
+            advice=None if self.advice is None else self.advice[at],
+        )
+
 
 class EntityExtractor(BaseFeaturesExtractor):
     """The observation's present rows, squashed, with the estimates a rule would make of them and what `advisers` rules would
@@ -214,6 +247,24 @@ class EntityExtractor(BaseFeaturesExtractor):
 def _advised(actions: Tensor, mask: Tensor) -> Tensor:
     """(B, A, R), 1 at the actions (B, R) advised; mask (B, A, 1)."""
     return (actions.unsqueeze(1) == torch.arange(mask.shape[1], device=mask.device).view(1, -1, 1)).float()
+
+
+def _counts(env: Tensor, envs: int) -> tuple[Tensor, Tensor]:
+    """How many rows each of `envs` observations has, and which is its first; `env` (N,) is that of each row, ascending."""
+    count = torch.bincount(env, minlength=envs)
+    return count, count.cumsum(0) - count
+
+
+def _rows_of(env: Tensor, at: Tensor, envs: int) -> tuple[Tensor, Tensor]:
+    """The rows of the observations `at` (B',), and which of these each belongs to."""
+    count, first = _counts(env, envs)
+    owner = torch.repeat_interleave(count[at])
+    return torch.arange(len(owner), device=at.device) + (first[at] - _counts(owner, len(at))[1])[owner], owner
+
+
+def _moved(row: Tensor, env: Tensor, width: int) -> Tensor:
+    """Row b `width` + i of an observation that is now number `env`."""
+    return env * width + row % width
 
 
 class FlatExtractor(BaseFeaturesExtractor):

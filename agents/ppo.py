@@ -16,6 +16,8 @@ from torch.nn import functional
 from mmsched_env.action import ActionLayout, Kind
 from mmsched_env.observation import MASK_KEY
 
+from .buffer import TimedRolloutBuffer
+
 
 class AnchoredPPO(MaskablePPO):
     """PPO whose loss has ``kl_coef KL(policy || reference)`` added, with a coefficient that falls as training goes on.
@@ -36,6 +38,13 @@ class AnchoredPPO(MaskablePPO):
         super().__init__(*args, **kwargs)
         self.layout = layout
         self.kl_coef = kl_coef
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        if isinstance(self.rollout_buffer, TimedRolloutBuffer) and not list(
+            self.policy.features_extractor.parameters()
+        ):
+            self.rollout_buffer.extract = self.policy.extract_features
 
     def anchor(self) -> None:
         """Make the policy as it is now the reference."""
@@ -88,14 +97,18 @@ class AnchoredPPO(MaskablePPO):
         clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
         gain = torch.min(advantages * ratio, advantages * clipped).mean()
         value_loss = functional.mse_loss(values, data.returns)
-        uncertainty = -(logs.exp() * logs)
-        entropy = uncertainty.sum(-1).mean()
+        probabilities = logits.softmax(
+            -1
+        )  # not logs.exp(): of illegal actions it takes ten times as long (distribution.py)
+        with torch.set_grad_enabled(self.ent_coef != 0):
+            uncertainty = -(probabilities * logs)
+            entropy = uncertainty.sum(-1).mean()
         loss = -gain - self.ent_coef * entropy + self.vf_coef * value_loss
         if self.pull > 0:
             assert self.reference is not None
             with torch.no_grad():
                 anchor = logits_and_values(self.reference, data.observations, data.action_masks)[0].log_softmax(-1)
-            divergence = (logs.exp() * (logs - anchor)).sum(-1).mean()
+            divergence = (probabilities * (logs - anchor)).sum(-1).mean()
             loss = loss + self.pull * divergence
             figures["kl_to_reference"].append(divergence.item())
         with torch.no_grad():
@@ -107,13 +120,15 @@ class AnchoredPPO(MaskablePPO):
             figures["entropy"].append(entropy.item())
             for kind, where in kind_slices(self.layout).items():
                 figures[f"entropy_{kind.name.lower()}"].append(float(uncertainty[:, where].sum(-1).mean()))
-                figures[f"share_{kind.name.lower()}"].append(float(logs[:, where].exp().sum(-1).mean()))
+                figures[f"share_{kind.name.lower()}"].append(float(probabilities[:, where].sum(-1).mean()))
         return loss, change
 
 
 def logits_and_values(policy: MaskableActorCriticPolicy, observations: Any, masks: Any) -> tuple[Tensor, Tensor]:
-    """Masked logits (B, A) and values (B,), from one pass through the shared part."""
-    latent_pi, latent_vf = policy.mlp_extractor(policy.extract_features(observations))
+    """Masked logits (B, A) and values (B,), from one pass through the shared part; `observations` may be what the features
+    extractor has made of them."""
+    features = policy.extract_features(observations) if isinstance(observations, dict) else observations
+    latent_pi, latent_vf = policy.mlp_extractor(features)
     distribution = policy._get_action_dist_from_latent(latent_pi)
     distribution.apply_masking(masks)
     return distribution.logits, policy.value_net(latent_vf).flatten()  # type: ignore[attr-defined]

@@ -81,4 +81,4 @@ def _play_batch(  # type: ignore[no-untyped-def]
             decisions[e] += 1
 
 
-play_batch = entry_point(_play_batch, (Path(__file__), Path(__file__).with_name("view.py")))
+play_batch = entry_point(_play_batch, (Path(__file__), Path(__file__).with_name("view.py")), makes_arrays=False)

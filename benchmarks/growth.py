@@ -36,7 +36,7 @@ def _decide_batch(state, params, requests, logs, actions, outcomes):  # type: ig
         decide(state[e], params[e % params.shape[0]], requests[e], logs[e], actions[e], outcomes[e])
 
 
-decide_batch = entry_point(_decide_batch, (Path(__file__),))
+decide_batch = entry_point(_decide_batch, (Path(__file__),), makes_arrays=False)
 
 
 def sized(config: EnvConfig, gpus: int, queue: int) -> EnvConfig:

@@ -51,17 +51,22 @@ def compiled(function: Callable[..., Any], makes_arrays: bool = False) -> Any:
     return numba.njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=makes_arrays)(function)
 
 
-def entry_point(function: Callable[..., Any], more: Iterable[Path] = ()) -> Any:
+def entry_point(function: Callable[..., Any], more: Iterable[Path] = (), makes_arrays: bool = True) -> Any:
     """Compile a function that Python calls; it and everything it calls is cached on disk.
 
-    `more` are source files beyond `compiled_sources` that it may call.
+    `more` are source files beyond `compiled_sources` that it may call; `makes_arrays` as for `compiled`.
     """
     before = numba_config.CACHE_DIR
     numba_config.CACHE_DIR = str(cache_folder(more))
     try:
-        return numba.njit(error_model="numpy", cache=True, nogil=True)(function)
+        return numba.njit(error_model="numpy", cache=True, nogil=True, _nrt=makes_arrays)(function)
     finally:
         numba_config.CACHE_DIR = before
+
+
+def kernel_entry_point(function: Callable[..., Any]) -> Any:
+    """An entry point of the kernel, where nothing makes arrays."""
+    return entry_point(function, makes_arrays=False)
 
 
 def records(array: Any) -> Any:

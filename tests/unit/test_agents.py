@@ -18,7 +18,7 @@ from mmsched_env.agents.buffer import TimedRolloutBuffer
 from mmsched_env.agents.checkpoint import layout_difference, read_checkpoint
 from mmsched_env.agents.config import AgentConfig, TrainConfig
 from mmsched_env.agents.distribution import MaskedCategorical
-from mmsched_env.agents.extractors import columns
+from mmsched_env.agents.extractors import EntityExtractor, columns
 from mmsched_env.agents.learner import ADVICE_KEY
 from mmsched_env.agents.mixed_vec_env import MixedVecEnv
 from mmsched_env.agents.policies import cautious, policy_arguments
@@ -334,6 +334,24 @@ def test_discount_is_by_simulated_time():
     np.testing.assert_allclose(
         buffer.returns[:, 0], [-1 - 2 + np.exp(-1) * last, -2 + np.exp(-1) * last, last], rtol=1e-6
     )
+
+
+def test_features_of_chosen_observations_are_those_of_the_observations_chosen():
+    """What an update takes once for all epochs; the first observations have nothing waiting, later ones do."""
+    env = ServingVectorEnv(6, SHORT)
+    seen, _ = env.reset(seed=1)
+    for _ in range(8):
+        seen, *_ = env.step(np.where(seen[MASK_KEY][:, 0] == 1, 0, first_legal_dispatch(seen[MASK_KEY])))
+    extractor = EntityExtractor(env.single_observation_space, DIMS, 0)
+    batch = {block: torch.as_tensor(values).float() for block, values in seen.items()}
+    chosen = torch.tensor([4, 1, 5, 1])
+    taken = extractor(batch).take(chosen)
+    expected = extractor({block: values[chosen] for block, values in batch.items()})
+    assert len(expected.requests) > 0
+    for field in dataclasses.fields(expected):
+        value = getattr(expected, field.name)
+        same = torch.equal(value, getattr(taken, field.name)) if isinstance(value, torch.Tensor) else True
+        assert same, field.name
 
 
 # ---------------------------------------------------------------- configuration and files

@@ -28,7 +28,7 @@ def test_every_compiled_function_is_in_a_hashed_file() -> None:
             for decorator in node.decorator_list
             if isinstance(decorator, ast.Name)
         ]
-        if {"compiled", "entry_point"} & set(decorators):
+        if {"compiled", "entry_point", "kernel_entry_point"} & set(decorators):
             assert path in hashed, f"{path} holds compiled code and is not hashed"
 
 

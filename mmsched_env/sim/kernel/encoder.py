@@ -88,15 +88,15 @@ def words(block):
 
 
 @compiled
-def copy_row(before, source, after, target, width):
-    """Copy a row of a block's float32 values. Loops over such views are vectorised; over a range of the block they are not,
-    as Numba cannot tell that its indices are not negative."""
-    copy(after[target * width : (target + 1) * width], before[source * width : (source + 1) * width])
+def clear_row(block, row, width):
+    """Zeros in a row of a block's float32 values. Loops over a view of the row are vectorised; over a range of the block they
+    are not, as Numba cannot tell that its indices are not negative."""
+    fill(block[row * width : (row + 1) * width], 0.0)
 
 
 @compiled
-def clear_row(block, row, width):
-    fill(block[row * width : (row + 1) * width], 0.0)
+def copy_row(before, source, after, target, width):
+    copy(after[target * width : (target + 1) * width], before[source * width : (source + 1) * width])
 
 
 @compiled

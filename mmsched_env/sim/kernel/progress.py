@@ -1,11 +1,11 @@
 """How far running requests are, and plans that no longer say when they end: for copies whose hidden facts are redrawn."""
 
-from ..jit import entry_point
+from ..jit import kernel_entry_point
 from ..state import CHUNK, DECODE, DECODING, MIXED, NO_ITERATION
 from .batching import stop_soon
 
 
-@entry_point
+@kernel_entry_point
 def forget_plans(state, params, requests, tokens):
     """End every running plan with its present iteration, and write to `tokens` [N, R] how many output tokens each request
     will have by then at least.

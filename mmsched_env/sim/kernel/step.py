@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..jit import compiled, entry_point
+from ..jit import compiled, kernel_entry_point
 from .actions import apply, write_mask
 from .arrays import copy, fill
 from .clock import advance
@@ -84,7 +84,7 @@ def decide(s, p, r, log, action, outcome):
     outcome.stalled = 0 if alive else 1
 
 
-@entry_point
+@kernel_entry_point
 def step_batch(
     state,
     params,
@@ -122,7 +122,7 @@ def step_batch(
         copy(mask[e], s.mask)
 
 
-@entry_point
+@kernel_entry_point
 def present_batch(
     state, params, requests, image, before, after, written, queue, instances, gpus, models, pairs, whole, mask
 ):
