@@ -64,7 +64,7 @@ class TimedRolloutBuffer(MaskableDictRolloutBuffer):
                 self.features = self.extract({key: self.to_torch(rows) for key, rows in self.observations.items()})
             self.observations = {}
         at = torch.as_tensor(batch_inds, device=self.device)
-        features = self.features[at] if isinstance(self.features, Tensor) else self.features.take(at)
+        features: Any = self.features[at] if isinstance(self.features, Tensor) else self.features.take(at)
         return super()._get_samples(batch_inds, env)._replace(observations=features)
 
     def to_torch(self, array: NDArray[Any], copy: bool = True) -> Tensor:
