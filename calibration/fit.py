@@ -174,7 +174,8 @@ def _stated(error: FitError) -> str:
 
 
 def _digits(value: float) -> str:
-    """Four digits: more than any of these figures deserves, few enough to be equal on every machine."""
-    if value == int(value) and abs(value) < 1e15:
+    """Four digits: more than any of these figures deserves, few enough to be equal on every machine. Whole numbers (tokens,
+    bytes) are exact; above 1e12 a fitted one is whole by chance of its last bits."""
+    if value == int(value) and abs(value) < 1e12:
         return str(int(value))
     return f"{value:.3e}" if not 1e-2 <= abs(value) < 1e4 else f"{float(f'{value:.4g}')}"
