@@ -97,9 +97,8 @@ class AnchoredPPO(MaskablePPO):
         clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
         gain = torch.min(advantages * ratio, advantages * clipped).mean()
         value_loss = functional.mse_loss(values, data.returns)
-        probabilities = logits.softmax(
-            -1
-        )  # not logs.exp(): of illegal actions it takes ten times as long (distribution.py)
+        # not logs.exp(): of illegal actions it takes ten times as long (distribution.py)
+        probabilities = logits.softmax(-1)
         with torch.set_grad_enabled(self.ent_coef != 0):
             uncertainty = -(probabilities * logs)
             entropy = uncertainty.sum(-1).mean()
