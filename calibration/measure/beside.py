@@ -46,7 +46,7 @@ def decoding(url: str, settings: Settings) -> Iterator[None]:
                 if not stop.is_set():
                     raise
 
-    with _going_on(decode, begun):
+    with going_on(decode, begun):
         yield
     for stream in streams:
         stream.close()
@@ -63,12 +63,12 @@ def loading(launcher: Launcher, path: Path, settings: Settings) -> Iterator[None
             begun.set()
             launcher.unload(launcher.load(path, READ, ALL, settings)[2])
 
-    with _going_on(load, begun):
+    with going_on(load, begun):
         yield
 
 
 @contextmanager
-def _going_on(action: Callable[[threading.Event], None], begun: threading.Event) -> Iterator[None]:
+def going_on(action: Callable[[threading.Event], None], begun: threading.Event) -> Iterator[None]:
     """`action` in a thread of its own, told to stop after the body. Raises what it raised."""
     stop, errors = threading.Event(), list[Exception]()
 

@@ -39,7 +39,7 @@ class MeasureConfig:
     backend: str = "llama_cpp"
     """llama_cpp, torch or http"""
     preset: str = "quick"
-    """tiny, quick, full or offload"""
+    """tiny, quick, full, offload or gpu"""
     models: tuple[str, ...] = ("smollm2-135m-q8_0", "qwen2.5-0.5b-q8_0")
     """of the catalogue (mmsched catalogue), or GGUF files; http: as the server names them"""
     out: str = "runs/measure"
@@ -114,13 +114,22 @@ class MeasureConfig:
     def device_cores(self) -> tuple[int, ...]:
         """One core for a CPU device: a thread for each core of the machine is disturbed by anything."""
         have = sorted(os.sched_getaffinity(0))
-        return self.cores or ((tuple(have[1:]) or tuple(have)) if self.gpu else (have[-1],))
+        return self.cores or ((tuple(have[1:]) or tuple(have)) if self.has_gpu else (have[-1],))
+
+    @property
+    def has_gpu(self) -> bool:
+        """torch sees it by itself."""
+        if self.backend != "torch":
+            return bool(self.gpu)
+        import torch
+
+        return torch.cuda.is_available()
 
     @property
     def second_cores(self) -> tuple[int, ...]:
         """A GPU has no other like it: two CPU devices are two cores."""
         left = sorted(os.sched_getaffinity(0) - set(self.device_cores))
-        return tuple(left[-1:]) if self.second is None and not (self.gpu or self.rpc) else self.second or ()
+        return tuple(left[-1:]) if self.second is None and not (self.has_gpu or self.rpc) else self.second or ()
 
 
 def _llama_cpp(config: MeasureConfig, out: Path) -> Backend:
@@ -222,7 +231,7 @@ def run(config: MeasureConfig, out: Path) -> None:
         measurement = Run(backend, config.models, preset, rules_of(config), results)
         _measure(measurement, out)
         common = columns_of(config, backend)
-        device = profiles.Device(config.name or _default_name(backend, config), backend.gpu_mem_bytes)
+        device = profiles.Device(config.name or _default_name(backend, config), backend.gpu_mem_bytes, bool(config.gpu))
     finally:
         backend.close()
     found = figures(results.samples)

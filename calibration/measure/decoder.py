@@ -6,6 +6,7 @@ torch's own kernel.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,17 +31,9 @@ class Layer:
     gate_up: Tensor
     down: Tensor
 
-    def to(self, device: torch.device) -> Layer:
-        """A copy on a device; itself if it is there already."""
-        return Layer(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()})
-
     def copy(self, device: torch.device) -> Layer:
         """A copy in any case: on the CPU a load is a copy of memory too."""
         return Layer(**{name: _copied(tensor, device) for name, tensor in vars(self).items()})
-
-    def pinned(self) -> Layer:
-        """A copy in page-locked memory, which the GPU reads without a detour."""
-        return Layer(**{name: tensor.pin_memory() for name, tensor in vars(self).items()})
 
     @property
     def num_bytes(self) -> int:
@@ -103,11 +96,11 @@ class Decoder:
     Parameters
     ----------
     layers, head
-        Wherever they are to be computed.
+        Wherever they are to be computed: the first `stay` layers on the host, the others on one device, the head on either.
     """
 
-    def __init__(self, arch: Architecture, layers: list[Layer], head: Tensor, embedding: Tensor) -> None:
-        self.arch, self.layers, self.head, self.embedding = arch, layers, head, embedding
+    def __init__(self, arch: Architecture, layers: list[Layer], head: Tensor, embedding: Tensor, stay: int = 0) -> None:
+        self.arch, self.layers, self.head, self.embedding, self.stay = arch, layers, head, embedding, stay
         self.caches: list[tuple[Tensor, Tensor]] = []
 
     def allocate(self, batch: int, length: int) -> None:
@@ -119,20 +112,34 @@ class Decoder:
             self.caches.append((keys, keys.clone()))
 
     @torch.inference_mode()
-    def run(self, tokens: Tensor, depth: int) -> Tensor:
-        """Logits of the last of `tokens` (batch, n), which are put into the caches from `depth` on."""
-        hidden = F.embedding(tokens, self.embedding)
-        for layer, cache in zip(self.layers, self.caches, strict=True):
-            hidden = hidden.to(layer.qkv.device, non_blocking=True)
-            hidden = self._layer(layer, cache, hidden, depth)
-        last = hidden[:, -1].to(self.head.device)
-        return F.linear(last, self.head)
+    def run(self, tokens: Tensor, depth: int, on_device: Callable[[Tensor, int], Tensor] | None = None) -> Tensor:
+        """Logits of the last of `tokens` (batch, n), which are put into the caches from `depth` on.
+
+        Parameters
+        ----------
+        on_device
+            In place of the method: the same, recorded.
+        """
+        hidden = self._through(0, self.stay, F.embedding(tokens, self.embedding), depth)
+        if self.stay < len(self.layers):
+            hidden = (on_device or self.on_device)(hidden, depth)
+        return hidden if self.head_on_device else F.linear(hidden[:, -1].cpu(), self.head)
+
+    @property
+    def head_on_device(self) -> bool:
+        """Or what a head that stays on the host is given comes from there."""
+        return self.stay < len(self.layers) and self.head.device == self.layers[-1].qkv.device
 
     def on_device(self, hidden: Tensor, depth: int) -> Tensor:
-        """The same for hidden states that are on the layers' device: what a CUDA graph can record."""
-        for layer, cache in zip(self.layers, self.caches, strict=True):
+        """What is computed on the device, all that a CUDA graph can record: logits where the head is there, else hidden states."""
+        hidden = hidden.to(self.layers[-1].qkv.device, non_blocking=True)
+        hidden = self._through(self.stay, len(self.layers), hidden, depth)
+        return F.linear(hidden[:, -1], self.head) if self.head_on_device else hidden
+
+    def _through(self, first: int, end: int, hidden: Tensor, depth: int) -> Tensor:
+        for layer, cache in zip(self.layers[first:end], self.caches[first:end], strict=True):
             hidden = self._layer(layer, cache, hidden, depth)
-        return F.linear(hidden[:, -1], self.head)
+        return hidden
 
     def _layer(self, layer: Layer, cache: tuple[Tensor, Tensor], hidden: Tensor, depth: int) -> Tensor:
         arch = self.arch

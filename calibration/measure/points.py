@@ -79,6 +79,17 @@ PRESETS = {
         (32, 128, 384), (0, 256, 768), (1, 2, 4), (0, 256), (128, 384), 24, 3, (1.0, 0.5), (MIB, 16 * MIB, 256 * MIB)
     ),
     "offload": Preset((64,), (0, 256), (1,), (0,), (64,), 24, 3, (1.0, 0.75, 0.5, 0.25, 0.0)),
+    "gpu": Preset(
+        (128, 512, 2048),
+        (0, 1024, 3072),
+        (1, 2, 4, 8, 16),
+        (0, 1024),
+        (512, 2048),
+        12,
+        3,
+        (1.0, 0.75, 0.5, 0.25, 0.0),
+        (MIB, 16 * MIB, 256 * MIB),
+    ),
     "full": Preset(
         (32, 64, 128, 256, 512, 1024),
         (0, 128, 512, 1024, 2048, 4096),
@@ -115,6 +126,9 @@ def preset_of(name: str, seats: int, context: int) -> Preset:
 
 def serving_points(model: str, preset: Preset, n_gpu_layers: int = ALL) -> Iterator[Point]:
     """What is measured on a loaded model."""
+    if n_gpu_layers != ALL:
+        yield from _offloaded_points(model, preset, n_gpu_layers)
+        return
     for tokens in preset.prompts:
         yield Point(model, "prefill", tokens=tokens, n_gpu_layers=n_gpu_layers)
     pairs = {(depth, 1) for depth in preset.depths}
@@ -125,8 +139,15 @@ def serving_points(model: str, preset: Preset, n_gpu_layers: int = ALL) -> Itera
         for operation in ("save", "restore"):
             yield Point(model, operation, tokens=tokens, tier="ram", n_gpu_layers=n_gpu_layers)
     yield Point(model, "footprint", n_gpu_layers=n_gpu_layers)
-    if n_gpu_layers == ALL:
-        yield from (beside(model, preset, operation) for operation in (*SHARED, *BESIDE_DEVICE))
+    yield from (beside(model, preset, operation) for operation in (*SHARED, *BESIDE_DEVICE))
+
+
+def _offloaded_points(model: str, preset: Preset, n_gpu_layers: int) -> Iterator[Point]:
+    """With layers on the host a step takes many times as long: what the host's laws need, and no more."""
+    yield Point(model, "prefill", tokens=min(preset.prompts), n_gpu_layers=n_gpu_layers)
+    for depth, batch in sorted({(0, 1), (max(preset.depths), 1), (0, preset.batches[-1])}):
+        yield Point(model, "decode", tokens=preset.steps, depth=depth, batch=batch, n_gpu_layers=n_gpu_layers)
+    yield Point(model, "footprint", n_gpu_layers=n_gpu_layers)
 
 
 def beside(model: str, preset: Preset, operation: str) -> Point:

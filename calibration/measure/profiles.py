@@ -49,6 +49,9 @@ NO_POWER = 1e-3
 NEVER = 10**9
 """prompts this long do not exist"""
 
+STREAMED_FROM = 32
+"""tokens from which llama.cpp copies the host's layers to a GPU for a prompt, its own constant"""
+
 Terms = dict[str, float]
 
 
@@ -70,6 +73,8 @@ FEW_MODELS = Maker("assumed", "fewer than three models were measured; own measur
 )
 
 
+STREAMS = Maker("assumed", "llama.cpp's own constant")
+
 SMALL_START = Maker("assumed", "too few models to tell it from the rest")(1e-3, "s")
 
 
@@ -80,6 +85,8 @@ class Device:
     name: str
     mem_bytes: int | None
     """None: all of the machine's"""
+    streams: bool = False
+    """for a prompt the engine copies the host's layers to the device, as llama.cpp does to a GPU; else the host computes them"""
 
 
 @dataclass(frozen=True)
@@ -188,9 +195,15 @@ def fit_decode(found: Iterable[Figures]) -> Fit:
     return fit(observations)
 
 
-def batch_curve(found: Iterable[Figures], decode: Fit) -> tuple[tuple[float, float], ...]:
-    """Growth of the weights' part of a step with the batch: mean over models and depths, never falling."""
-    ratios = _batch_ratios(found, decode)
+def batch_curve(found: Iterable[Figures], decode: Fit, layers: int = ALL) -> tuple[tuple[float, float], ...]:
+    """Growth of the weights' part of a step with the batch: mean over models and depths, never falling.
+
+    Parameters
+    ----------
+    layers
+        ALL: on the device; 0: on the host.
+    """
+    ratios = _batch_ratios(found, decode, layers)
     curve = [(1.0, 1.0)]
     for batch in sorted(ratios):
         curve.append((float(batch), max(curve[-1][1], statistics.mean(ratios[batch]))))
@@ -199,19 +212,20 @@ def batch_curve(found: Iterable[Figures], decode: Fit) -> tuple[tuple[float, flo
 
 def batch_spread(found: Iterable[Figures], decode: Fit) -> float:
     """Relative deviation of the models and depths from their mean."""
-    parts = [statistics.stdev(r) / statistics.mean(r) for r in _batch_ratios(found, decode).values() if len(r) > 1]
+    parts = [statistics.stdev(r) / statistics.mean(r) for r in _batch_ratios(found, decode, ALL).values() if len(r) > 1]
     return float(np.clip(statistics.mean(parts), NARROWEST, WIDEST)) if parts else WIDEST
 
 
-def _batch_ratios(found: Iterable[Figures], decode: Fit) -> dict[int, list[float]]:
+def _batch_ratios(found: Iterable[Figures], decode: Fit, layers: int) -> dict[int, list[float]]:
     ratios: dict[int, list[float]] = {}
     for one, model in _of(found, "decode"):
-        if one.point.n_gpu_layers != ALL or one.point.batch == 1:
+        if one.point.n_gpu_layers != layers or one.point.batch == 1:
             continue
-        layers = roofline.sides(model, roofline.units(model))[0].read * decode.values[f"read.{model.quant}"]
-        rest = decode.seconds(decode_terms(model, ALL, one.point.batch * _depth(one))) - layers
-        if layers > 0:
-            ratios.setdefault(one.point.batch, []).append((one.seconds - rest) / layers)
+        side = roofline.sides(model, roofline.units(model))[0]
+        grows = side.read * decode.values.get("host.read" if layers == 0 else f"read.{model.quant}", 0.0)
+        rest = decode.seconds(decode_terms(model, layers, one.point.batch * _depth(one))) - grows
+        if grows > 0:
+            ratios.setdefault(one.point.batch, []).append((one.seconds - rest) / grows)
     return ratios
 
 
@@ -230,6 +244,26 @@ def fit_prefill(found: Iterable[Figures], decode: Fit) -> Fit:
             terms["attention"] = arch.layers * arch.attention_flops * tokens**2 / 2
         observations.append(Observation(terms, max(one.seconds - step, 0.1 * one.seconds), model.name))
     return fit(observations)
+
+
+def fit_offloaded_prefill(found: Iterable[Figures], decode: Fit, prefill: Fit, streams: bool) -> Fit | None:
+    """Of prompts with layers on the host, beyond what the device takes: the host's arithmetic, or the copy of its layers (`streams`).
+
+    None where none was measured.
+    """
+    observations = []
+    for one, model in _of(found, "prefill"):
+        layers, tokens = one.point.n_gpu_layers, one.point.tokens
+        if layers == ALL:
+            continue
+        here, there = roofline.sides(model, layers)
+        flops = here.flops + (there.flops if streams else 0.0)
+        terms = decode_terms(model, layers, 0.0)
+        step = {name: work for name, work in terms.items() if not (streams and name.startswith("host."))}
+        known = decode.seconds(step) + flops * tokens * prefill.values[model.name]
+        work = {"stream": there.read} if streams else {"compute": there.flops * tokens}
+        observations.append(Observation(work, max(one.seconds - known, 0.1 * one.seconds), model.name))
+    return fit(observations) if observations else None
 
 
 def compute_rates(prefill: Fit, models: Sequence[ModelProfile]) -> tuple[dict[str, float], float]:
@@ -254,10 +288,12 @@ def fit_load(found: Sequence[Figures]) -> Fit:
     Few models cannot tell all three apart: of one there are bytes alone, of two a start too, the tokenizer's share being known from
     elsewhere; three have none of the start's, whose share is the smallest.
     """
+    memory = {one.point.mode for one, _ in _of(found, "load")}
+    fastest = "pinned" if "pinned" in memory else "pageable"
     loads = [
         (one, model)
         for one, model in _of(found, "load")
-        if one.point.tier != "disk" and one.point.mode in ("read", "pageable") and one.point.n_gpu_layers == ALL
+        if one.point.tier != "disk" and one.point.mode in ("read", fastest) and one.point.n_gpu_layers == ALL
     ]
     engine = any(one.point.mode == "read" for one, _ in loads)  # which has a tokenizer
     models = len({(m.architecture.vocab, one.size_bytes) for one, m in loads})
@@ -327,6 +363,7 @@ def make(device: Device, found: Sequence[Figures], source: str) -> tuple[GpuProf
     decode = fit_decode(found)
     prefill = fit_prefill(found, decode)
     compute, power = compute_rates(prefill, models)
+    offloaded = fit_offloaded_prefill(found, decode, prefill, device.streams)
     load = fit_load(found)
     caches = fit_sizes(found, ("save", "restore"))
     unload = fit_sizes(_sized(found), ("unload",))
@@ -364,8 +401,10 @@ def make(device: Device, found: Sequence[Figures], source: str) -> tuple[GpuProf
         width_exponent=(fitted if power > NO_POWER else assumed)(power, "relative"),
         attention=fitted(_rate(prefill, "attention"), "FLOP/s", prefill.spreads.get("attention")),
         attention_eager=assumed(_rate(prefill, "attention"), "FLOP/s"),
-        stream=assumed(rate, "B/s"),
-        stream_min_tokens=assumed(NEVER, "tokens"),
+        stream=fitted(_rate(offloaded, "stream"), "B/s", offloaded.spreads["stream"])
+        if offloaded and device.streams
+        else assumed(rate, "B/s"),
+        stream_min_tokens=STREAMS(STREAMED_FROM, "tokens") if device.streams else assumed(NEVER, "tokens"),
         link_in=link(_copy_rate(found, "copy_h2d", rate), "B/s"),
         link_out=link(_copy_rate(found, "copy_d2h", rate), "B/s"),
         restore=fitted(_rate(caches, "restore"), "B/s", caches.spreads.get("restore")),
@@ -379,7 +418,7 @@ def make(device: Device, found: Sequence[Figures], source: str) -> tuple[GpuProf
         operation_share=_share(found, BESIDE_LOAD, source),
         errors={"decode": decode.error(), "prefill": prefill.error(), "load": load.error()},
     )
-    return gpu, _host(device, found, decode, fitted, gpu)
+    return gpu, _host(device, found, decode, None if device.streams else offloaded, fitted, gpu)
 
 
 def _tokenizer(found: Sequence[Figures], load: Fit, fitted: Maker) -> Number:
@@ -388,7 +427,9 @@ def _tokenizer(found: Sequence[Figures], load: Fit, fitted: Maker) -> Number:
     return FEW_MODELS if any(one.point.mode == "read" for one in found) else NO_TOKENIZER
 
 
-def _host(device: Device, found: Sequence[Figures], decode: Fit, fitted: Maker, gpu: GpuProfile) -> HostProfile:
+def _host(
+    device: Device, found: Sequence[Figures], decode: Fit, prefill: Fit | None, fitted: Maker, gpu: GpuProfile
+) -> HostProfile:
     """The CPU side: measured where layers were left on it, else as the device, which is a core of it."""
     same = Maker("assumed", "as the device")
     own = "host.read" in decode.values
@@ -402,12 +443,24 @@ def _host(device: Device, found: Sequence[Figures], decode: Fit, fitted: Maker, 
         read=fitted(_rate(decode, "host.read"), "B/s") if own else same(gpu.read[quant].value, "B/s"),
         linear_layer_s=Maker("assumed", "not measured")(0.0, "s"),
         kv_read=(fitted if own else same)(kv, "B/s"),
-        compute=same(gpu.compute[quant].value, "FLOP/s"),
-        batch=Curve(gpu.batch.value, "relative", "assumed", "as the device"),
+        compute=(
+            fitted(_rate(prefill, "compute"), "FLOP/s", prefill.spreads["compute"])
+            if prefill
+            else same(gpu.compute[quant].value, "FLOP/s")
+        ),
+        batch=_host_batch(found, decode, fitted.source)
+        or Curve(gpu.batch.value, "relative", "assumed", "as the device"),
         disk=rate,
         disk_load=rate,
         interference=_share(found, BESIDE_DEVICE, fitted.source),
     )
+
+
+def _host_batch(found: Sequence[Figures], decode: Fit, source: str) -> Curve | None:
+    """None where no batch was measured with every layer on the host."""
+    if not _batch_ratios(found, decode, 0):
+        return None
+    return Curve(batch_curve(found, decode, 0), "relative", "fitted", source)
 
 
 def _share(found: Sequence[Figures], operations: Sequence[str], source: str) -> Number:

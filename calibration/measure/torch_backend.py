@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,9 +21,10 @@ from mmsched_env.costmodel.profile import ModelProfile, load_model
 from mmsched_env.errors import ConfigError, MmschedError
 
 from .. import schema
+from . import beside, pagelock
 from .backend import Figure
 from .decoder import Decoder, Weights, random_weights
-from .points import ALL, SERVING, Point, Preset
+from .points import ALL, BESIDE_LOAD, SERVING, Point, Preset
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 PINNED, PAGEABLE = "pinned", "pageable"
@@ -59,9 +61,10 @@ class Torch:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype, self.context, self.ubatch = DTYPES[dtype], context, ubatch
         self._memory_bytes = int(memory_gb * 1e9)
-        self._host: tuple[str, str, Weights] | None = None
-
-    operations = SERVING
+        self._hosts: dict[str, Weights] = {}
+        self._locked: set[str] = set()
+        """models whose weights are page-locked now"""
+        self.operations = SERVING | ({BESIDE_LOAD[0]} if self.on_gpu else frozenset())
 
     @property
     def on_gpu(self) -> bool:
@@ -104,8 +107,18 @@ class Torch:
         shares = preset.shares if self.on_gpu else (1.0,)
         for share in shares:
             layers = ALL if share == 1 else round(share * units)
-            for mode in (PAGEABLE, PINNED) if self.on_gpu else (PAGEABLE,):
+            for mode in self._modes(whole=share == 1):
                 yield Point(model, "load", tier="ram", mode=mode, n_gpu_layers=layers)
+
+    def in_host_memory(self, model: str) -> Weights:
+        """Of a model that was loaded."""
+        return self._hosts[model]
+
+    def _modes(self, whole: bool) -> Sequence[str]:
+        """A part of the layers comes from page-locked memory alone: the whole model shows what that is worth."""
+        if not self.on_gpu:
+            return (PAGEABLE,)
+        return (PAGEABLE, PINNED) if whole else (PINNED,)
 
     def load(self, point: Point) -> tuple[Figure, TorchInstance]:
         profile = load_model(point.model)
@@ -120,8 +133,8 @@ class Torch:
             self._sync()
             seconds = time.perf_counter() - begun
         moved = sum(layer.num_bytes for layer in layers[stay:]) + (head.nbytes if on_gpu > len(host.layers) else 0)
-        decoder = Decoder(profile.architecture, layers, head, host.embedding)
-        return Figure(seconds, max(1, moved)), TorchInstance(self, decoder, moved, whole=on_gpu > len(host.layers))
+        decoder = Decoder(profile.architecture, layers, head, host.embedding, stay if self.on_gpu else 0)
+        return Figure(seconds, max(1, moved)), TorchInstance(self, decoder, moved)
 
     def copies(self, preset: Preset) -> Iterable[Point]:
         for size in preset.sizes if self.on_gpu else ():
@@ -137,7 +150,8 @@ class Torch:
         return Figure(self.timed(lambda: target.copy_(source, non_blocking=True), 3), point.tokens)
 
     def close(self) -> None:
-        self._host = None
+        for model in list(self._hosts):
+            self._forget(model)
         cores, threads = self._before
         os.sched_setaffinity(0, cores)
         torch.set_num_threads(threads)
@@ -157,24 +171,36 @@ class Torch:
             torch.cuda.synchronize()
 
     def _weights(self, profile: ModelProfile, mode: str) -> Weights:
-        """The model in host memory; one model at a time, made once for each kind of memory."""
-        if self._host is None or self._host[:2] != (profile.name, mode):
-            self._host = None
-            gc.collect()
-            made = random_weights(profile.architecture, self.dtype)
-            if mode == PINNED:
-                made = Weights([layer.pinned() for layer in made.layers], made.embedding, made.head.pin_memory())
-            self._host = profile.name, mode, made
-        return self._host[2]
+        """The model in host memory, made once while it and the others have room there."""
+        name = profile.name
+        if name not in self._hosts:
+            if 2 * profile.file_bytes > os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+                for other in list(self._hosts):
+                    self._forget(other)
+            self._hosts[name] = random_weights(profile.architecture, self.dtype)
+        if mode == PINNED and name not in self._locked:
+            pagelock.lock(_tensors(self._hosts[name]))
+            self._locked.add(name)
+        elif mode == PAGEABLE:
+            self._unlock(name)
+        return self._hosts[name]
+
+    def _unlock(self, name: str) -> None:
+        if name in self._locked:
+            self._locked.remove(name)
+            pagelock.unlock(_tensors(self._hosts[name]))
+
+    def _forget(self, name: str) -> None:
+        self._unlock(name)
+        del self._hosts[name]
+        gc.collect()
 
 
 class TorchInstance:
     """A model in place."""
 
-    def __init__(self, backend: Torch, decoder: Decoder, moved_bytes: int, whole: bool) -> None:
+    def __init__(self, backend: Torch, decoder: Decoder, moved_bytes: int) -> None:
         self._backend, self._decoder, self._bytes = backend, decoder, moved_bytes
-        self._whole = whole
-        """every layer is on the device: a step can be recorded as a CUDA graph"""
 
     def measure(self, point: Point) -> Figure:
         with _one_line_out_of_memory(point):
@@ -203,30 +229,56 @@ class TorchInstance:
         """Every step at the same depth: what is measured is a step there, not the way on."""
         self._decoder.allocate(point.batch, point.depth + 1)
         tokens = torch.zeros(point.batch, 1, dtype=torch.long)
-        step = (
-            self._graph(point)
-            if self._backend.on_gpu and self._whole
-            else lambda: self._decoder.run(tokens, point.depth)
-        )
+        on_device = self._graph(point) if self._backend.on_gpu and self._bytes else None
+
+        def step() -> None:
+            self._decoder.run(tokens, point.depth, on_device)
+
         for _ in range(WARM_UP):
             step()
         return Figure(self._backend.timed(step, point.tokens))
 
-    def _graph(self, point: Point) -> Callable[[], object]:
-        """A recorded step: engines launch it as one, so that the launches of its kernels do not count."""
-        like = self._decoder.layers[-1].qkv
-        hidden = torch.zeros(point.batch, 1, self._decoder.arch.hidden, dtype=like.dtype, device=like.device)
+    def _graph(self, point: Point) -> Callable[[Tensor, int], Tensor]:
+        """The device's part of a step, recorded: engines launch it as one, so that the launches of its kernels do not count."""
+        decoder = self._decoder
+        like = decoder.layers[-1].qkv
+        hidden = torch.zeros(point.batch, 1, decoder.arch.hidden, dtype=like.dtype, device=like.device)
         with torch.inference_mode():
             stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(WARM_UP):
-                    self._decoder.on_device(hidden, point.depth)
+                    decoder.on_device(hidden, point.depth)
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                self._decoder.on_device(hidden, point.depth)
-        return graph.replay
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a thread may be loading beside it
+                result = decoder.on_device(hidden, point.depth)
+
+        def replay(given: Tensor, depth: int) -> Tensor:
+            hidden.copy_(given, non_blocking=True)
+            graph.replay()
+            return result
+
+        return replay
+
+    def _decode_beside_load(self, point: Point) -> Figure:
+        """Weights are copied to the device all the while, by a stream of their own."""
+        layer = self._backend.in_host_memory(point.model).layers[0]
+        there = layer.copy(self._backend.device)
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+        begun = threading.Event()
+
+        def load(stop: threading.Event) -> None:
+            while not stop.is_set():
+                begun.set()
+                with torch.cuda.stream(stream):
+                    for target, source in zip(vars(there).values(), vars(layer).values(), strict=True):
+                        target.copy_(source, non_blocking=True)
+                stream.synchronize()
+
+        with beside.going_on(load, begun):
+            return self._decode(point)
 
     def _save(self, point: Point) -> Figure:
         device, host = self._caches(point.tokens)
@@ -247,6 +299,10 @@ class TorchInstance:
         device = [part for part in every if part.device.type == self._backend.device.type]
         host = [torch.empty_like(part, device="cpu", pin_memory=self._backend.on_gpu) for part in device or every]
         return device or every, host
+
+
+def _tensors(weights: Weights) -> list[Tensor]:
+    return [tensor for layer in weights.layers for tensor in vars(layer).values()] + [weights.head]
 
 
 def _copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:

@@ -27,6 +27,7 @@ from mmsched_env.calibration.measure.points import (
     alone,
     beside,
     preset_of,
+    serving_points,
 )
 from mmsched_env.calibration.measure.rows import IN_SCHEMA, Figures, figures, rows, slowdowns
 from mmsched_env.costmodel import roofline
@@ -361,6 +362,70 @@ def test_profile_gives_back_the_rates_that_made_its_figures(tmp_path: Path) -> N
     assert gpu.capacity.value == 2e9
     assert (gpu.operation_share.value, host.interference.value) == (near(RATES["share"]), near(RATES["interference"]))
     assert max(error.worst for error in gpu.errors.values()) < 0.02
+
+
+HOST = {"read": 1e10, "kv": 1e9, "flops": 2e10, "stream": 1e8, "hybrid": 1e-3, "only": 2e-3, "grows": 1.5}
+
+
+def offloaded(streams: bool) -> list[Figures]:
+    """Figures of a device that leaves layers to its host, which computes a prompt's part of them or copies them to the device."""
+    found = synthetic()
+    for name in MODELS:
+        model = load_model(name)
+        whole = roofline.units(model)
+        for layers in (whole // 2, 0):
+            here, there = roofline.sides(model, layers)
+            kv_here, kv_there = roofline.kv_bytes(model, layers)
+            base = HOST["hybrid"] if layers else HOST["only"]
+            device = (here.read + here.head) / RATES["read"] + base
+            rest = there.head / HOST["read"]
+            for depth, batch in ((0, 1), (768, 1), (0, 4)):
+                context = batch * (depth + 4)
+                kv = context * (kv_here / RATES["kv"] + kv_there / HOST["kv"])
+                grown = there.read / HOST["read"] * (HOST["grows"] if batch > 1 else 1.0)
+                point = Point(name, "decode", tokens=8, depth=depth, batch=batch, n_gpu_layers=layers)
+                found.append(Figures(point, device + rest + grown + kv, 0.0, 3, 0, 0))
+            step = device + (0.0 if streams else rest + there.read / HOST["read"])
+            work = 64 * here.flops / RATES["flops"]
+            work += (
+                64 * there.flops / RATES["flops"] + there.read / HOST["stream"]
+                if streams
+                else 64 * there.flops / HOST["flops"]
+            )
+            point = Point(name, "prefill", tokens=64, n_gpu_layers=layers)
+            found.append(Figures(point, step + work, 0.0, 3, 0, 0))
+    return found
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_host_that_takes_layers_gets_rates_of_its_own(streams: bool) -> None:
+    gpu, host = profiles.make(profiles.Device("a-gpu", 2 * 10**9, streams), offloaded(streams), "a test")
+    near = lambda value: pytest.approx(value, rel=0.03)  # noqa: E731
+    assert (host.read.value, gpu.read["q8_0"].value) == (near(HOST["read"]), near(RATES["read"]))
+    assert (gpu.hybrid_s.value, gpu.cpu_only_s.value) == (near(HOST["hybrid"]), near(HOST["only"]))
+    assert host.batch.value == ((1.0, 1.0), (4.0, near(HOST["grows"])))
+    if streams:
+        assert (gpu.stream.value, gpu.stream_min_tokens.value) == (near(HOST["stream"]), 32)
+        assert host.compute.provenance == "assumed"
+    else:
+        assert (host.compute.value, gpu.stream_min_tokens.value) == (near(HOST["flops"]), profiles.NEVER)
+
+
+def test_loads_from_page_locked_memory_are_what_a_gpu_is_judged_by() -> None:
+    found = [one for one in synthetic() if one.point.operation != "load"]
+    for name in MODELS:
+        size = load_model(name).file_bytes
+        for mode, rate in (("pageable", 5e9), ("pinned", 25e9)):
+            found.append(Figures(Point(name, "load", tier="ram", mode=mode), size / rate, 0.0, 3, size, 0))
+    gpu, _ = profiles.make(profiles.Device("a-gpu", 2 * 10**9), found, "a test")
+    assert gpu.load.value == pytest.approx(25e9, rel=0.01)
+
+
+def test_with_layers_on_the_host_less_is_measured() -> None:
+    whole, part = (list(serving_points(MODELS[0], PRESETS["gpu"], layers)) for layers in (ALL, 15))
+    assert {point.n_gpu_layers for point in part} == {15}
+    assert {point.operation for point in part} == {"prefill", "decode", "footprint"}
+    assert len(part) == 5 < len(whole)
 
 
 def test_decode_of_a_new_model_is_predicted_from_the_profile(tmp_path: Path) -> None:

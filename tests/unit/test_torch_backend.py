@@ -57,13 +57,28 @@ def test_decoding_with_a_cache_gives_what_one_pass_gives() -> None:
     torch.testing.assert_close(last, whole, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("stay", [0, 1, 3])
+def test_where_layers_are_changes_nothing(stay: int) -> None:
+    """Layers before `stay` are the host's, the others what a GPU would replay."""
+    weights = random_weights(ARCH, torch.float32)
+    tokens = torch.arange(7)[None]
+    whole = Decoder(ARCH, weights.layers, weights.head, weights.embedding)
+    split = Decoder(ARCH, weights.layers, weights.head, weights.embedding, stay)
+    results = []
+    for decoder in (whole, split):
+        torch.manual_seed(1)
+        decoder.allocate(1, 7)
+        results.append(decoder.run(tokens, 0))
+    torch.testing.assert_close(results[0], results[1])
+
+
 def test_a_load_is_a_copy_and_counts_its_bytes(backend: torch_backend.Torch) -> None:
     point = next(iter(backend.loads(MODEL, command.preset_of("tiny", 4, 2048))))
     figure, instance = backend.load(point)
     assert figure.size_bytes == pytest.approx(2 * 134_515_008, rel=0.01)
     assert instance.measure(Point(MODEL, "save", tokens=10)).size_bytes == 10 * 30 * 2 * 3 * 64 * 2
     assert instance.measure(Point(MODEL, "footprint")).size_bytes == figure.size_bytes
-    assert instance._decoder.layers[0].qkv.data_ptr() != backend._host[2].layers[0].qkv.data_ptr()  # type: ignore[index]
+    assert instance._decoder.layers[0].qkv.data_ptr() != backend.in_host_memory(MODEL).layers[0].qkv.data_ptr()
     instance.unload()
 
 
