@@ -41,7 +41,16 @@ class Clairvoyant(Planner):
         width: int = 24,
         max_rounds: int = 1000,
     ) -> None:
-        super().__init__(base, base_settings, 1, horizon_s, width, 0.0, 0.0, max_rounds)
+        super().__init__(
+            base,
+            base_settings,
+            samples=1,
+            horizon_s=horizon_s,
+            width=width,
+            caution=0.0,
+            sigma=0.0,
+            max_rounds=max_rounds,
+        )
         self._stretch = 1
 
     def attach(self, simulation: Simulation) -> None:
@@ -60,7 +69,7 @@ class Clairvoyant(Planner):
     def _worlds(self, simulation: Simulation) -> list[Snapshot]:
         return [true_world(simulation, self.horizon_s)]
 
-    def _tell(self, memory: Any, count: int) -> None:
-        now = self._branches.state["now"][:count]
+    def _tell(self, branches: Simulation, memory: Any, count: int) -> None:
+        now = branches.state["now"][:count]
         for m, arrivals in enumerate(self._arrivals):
             memory["next_use_s"][:, m] = arrivals[np.searchsorted(arrivals, now, "right")]
