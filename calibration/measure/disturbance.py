@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,21 +36,22 @@ class Disturbance:
 
 
 class Watch:
-    """Counts from its making to `stop`, for this process and the ones named by `pids`."""
+    """Counts from its making to `stop`, for this process and the ones that `pids` names at either end: a load may start one, an unload end one."""
 
-    def __init__(self, pids: Sequence[int] = ()) -> None:
-        self.pids = (os.getpid(), *pids)
+    def __init__(self, pids: Callable[[], Sequence[int]] = tuple) -> None:
+        self.pids = pids
         self.begun = time.perf_counter()
         self.machine = _machine_ticks()
-        self.own = sum(_own_ticks(pid) for pid in self.pids)
-        self.threads = _threads(pids)
+        self.own = {pid: _own_ticks(pid) for pid in (os.getpid(), *pids())}
+        self.threads = _threads(pids())
 
     def stop(self) -> Disturbance:
         """What happened since."""
         seconds = max(time.perf_counter() - self.begun, 1e-9)
         busy, steal = (after - before for after, before in zip(_machine_ticks(), self.machine, strict=True))
-        own = sum(_own_ticks(pid) for pid in self.pids) - self.own
-        waited = _waited_by_busiest(self.threads, _threads(self.pids[1:]))
+        ran = {pid: _own_ticks(pid) for pid in {*self.own, *self.pids()}}
+        own = sum(max(0, ticks - self.own.get(pid, 0)) for pid, ticks in ran.items())
+        waited = _waited_by_busiest(self.threads, _threads(self.pids()))
         cores = os.cpu_count() or 1
         return Disturbance(
             seconds,

@@ -80,12 +80,12 @@ PRESETS = {
     ),
     "offload": Preset((64,), (0, 256), (1,), (0,), (64,), 24, 3, (1.0, 0.75, 0.5, 0.25, 0.0)),
     "gpu": Preset(
-        (128, 512, 2048),
+        (64, 512, 2048),
         (0, 1024, 3072),
         (1, 2, 4, 8, 16),
         (0, 1024),
         (512, 2048),
-        12,
+        8,
         3,
         (1.0, 0.75, 0.5, 0.25, 0.0),
         (MIB, 16 * MIB, 256 * MIB),
@@ -144,9 +144,9 @@ def serving_points(model: str, preset: Preset, n_gpu_layers: int = ALL) -> Itera
 
 def _offloaded_points(model: str, preset: Preset, n_gpu_layers: int) -> Iterator[Point]:
     """With layers on the host a step takes many times as long: what the host's laws need, and no more."""
-    yield Point(model, "prefill", tokens=min(preset.prompts), n_gpu_layers=n_gpu_layers)
     for depth, batch in sorted({(0, 1), (max(preset.depths), 1), (0, preset.batches[-1])}):
         yield Point(model, "decode", tokens=preset.steps, depth=depth, batch=batch, n_gpu_layers=n_gpu_layers)
+    yield Point(model, "prefill", tokens=min(preset.prompts), n_gpu_layers=n_gpu_layers)
     yield Point(model, "footprint", n_gpu_layers=n_gpu_layers)
 
 

@@ -134,7 +134,7 @@ class Run:
         attempts = 0
         while attempts < (tries or self.rules.tries):
             attempts += 1
-            watch = Watch(self.backend.pids)
+            watch = Watch(lambda: self.backend.pids)
             figure = measure()
             around = watch.stop()
             if best is None or around.waited <= best[1].waited:
@@ -167,7 +167,8 @@ class Run:
         """The same few figures of the first model before and after everything: has the machine changed?"""
         if not self.models:
             return
-        load = list(self.backend.loads(self.models[0], self.preset))[-1]
+        loads = list(self.backend.loads(self.models[0], self.preset))
+        load = [one for one in loads if one.n_gpu_layers == loads[0].n_gpu_layers][-1]
         points = [
             Point(load.model, "prefill", tokens=max(self.preset.prompts)),
             Point(load.model, "decode", tokens=self.preset.steps),

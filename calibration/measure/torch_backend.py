@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -225,7 +225,7 @@ class TorchInstance:
 
         return Figure(self._backend.timed(run))
 
-    def _decode(self, point: Point) -> Figure:
+    def _decode(self, point: Point, meanwhile: AbstractContextManager[None] | None = None) -> Figure:
         """Every step at the same depth: what is measured is a step there, not the way on."""
         self._decoder.allocate(point.batch, point.depth + 1)
         tokens = torch.zeros(point.batch, 1, dtype=torch.long)
@@ -234,9 +234,10 @@ class TorchInstance:
         def step() -> None:
             self._decoder.run(tokens, point.depth, on_device)
 
-        for _ in range(WARM_UP):
+        for _ in range(WARM_UP if on_device else 1):
             step()
-        return Figure(self._backend.timed(step, point.tokens))
+        with meanwhile or nullcontext():
+            return Figure(self._backend.timed(step, point.tokens))
 
     def _graph(self, point: Point) -> Callable[[Tensor, int], Tensor]:
         """The device's part of a step, recorded: engines launch it as one, so that the launches of its kernels do not count."""
@@ -251,7 +252,7 @@ class TorchInstance:
                     decoder.on_device(hidden, point.depth)
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a thread may be loading beside it
+            with torch.cuda.graph(graph):
                 result = decoder.on_device(hidden, point.depth)
 
         def replay(given: Tensor, depth: int) -> Tensor:
@@ -263,8 +264,8 @@ class TorchInstance:
 
     def _decode_beside_load(self, point: Point) -> Figure:
         """Weights are copied to the device all the while, by a stream of their own."""
-        layer = self._backend.in_host_memory(point.model).layers[0]
-        there = layer.copy(self._backend.device)
+        layer = self._backend.in_host_memory(point.model).layers[0].gate_up
+        there = torch.empty_like(layer, device=self._backend.device)
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
         begun = threading.Event()
@@ -273,12 +274,10 @@ class TorchInstance:
             while not stop.is_set():
                 begun.set()
                 with torch.cuda.stream(stream):
-                    for target, source in zip(vars(there).values(), vars(layer).values(), strict=True):
-                        target.copy_(source, non_blocking=True)
+                    there.copy_(layer, non_blocking=True)
                 stream.synchronize()
 
-        with beside.going_on(load, begun):
-            return self._decode(point)
+        return self._decode(point, beside.going_on(load, begun))
 
     def _save(self, point: Point) -> Figure:
         device, host = self._caches(point.tokens)

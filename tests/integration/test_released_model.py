@@ -65,7 +65,7 @@ def test_speed_is_that_of_the_released_model(released: Path, written: Path, back
     waited = []
     for number in range(ROUNDS + 1):
         for path in (released, written) if number % 2 else (written, released):
-            watch = Watch(backend.pids)
+            watch = Watch(lambda: backend.pids)
             figure, instance = backend.load(Point(str(path), LOAD, tier="page_cache", mode="read"))
             found = {LOAD: figure.seconds, **served(instance, str(path))}
             waited.append(watch.stop().waited)

@@ -104,6 +104,15 @@ def test_every_point_is_measured_once_a_round_and_all_is_unloaded(tmp_path: Path
     assert backend.loaded == 0
 
 
+def test_the_probe_is_of_a_model_wholly_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With layers on the host it would take minutes."""
+    loads = [Point(MODELS[0], "load", tier="page_cache", mode="read", n_gpu_layers=layers) for layers in (ALL, 15, 0)]
+    monkeypatch.setattr(Fake, "loads", lambda self, model, preset: loads)
+    backend = Fake()
+    runner.Run(backend, MODELS[:1], TINY, RULES, results.Results(tmp_path, {})).probe(runner.BEFORE)
+    assert backend.done[0] == loads[0]
+
+
 def test_order_is_random_and_the_seeds_own(tmp_path: Path) -> None:
     orders = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
