@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -110,9 +111,11 @@ class MeasureConfig:
         if self.nice < 0 and os.geteuid() != 0:
             raise ConfigError(f"nice is {self.nice}; accepted: 0 or more without root")
 
-    @property
+    @cached_property
     def device_cores(self) -> tuple[int, ...]:
-        """One core for a CPU device: a thread for each core of the machine is disturbed by anything."""
+        """One core for a CPU device: a thread for each core of the machine is disturbed by anything. Settled once: a backend may
+        pin this process to them.
+        """
         have = sorted(os.sched_getaffinity(0))
         return self.cores or ((tuple(have[1:]) or tuple(have)) if self.has_gpu else (have[-1],))
 

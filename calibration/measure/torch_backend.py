@@ -126,6 +126,7 @@ class Torch:
         on_gpu = len(host.layers) + 1 if point.n_gpu_layers == ALL else point.n_gpu_layers
         with _one_line_out_of_memory(point):
             self._sync()
+            before = torch.cuda.memory_allocated() if self.on_gpu else 0
             begun = time.perf_counter()
             stay = len(host.layers) - min(on_gpu, len(host.layers))
             layers = [*host.layers[:stay], *(layer.copy(self.device) for layer in host.layers[stay:])]
@@ -134,7 +135,7 @@ class Torch:
             seconds = time.perf_counter() - begun
         moved = sum(layer.num_bytes for layer in layers[stay:]) + (head.nbytes if on_gpu > len(host.layers) else 0)
         decoder = Decoder(profile.architecture, layers, head, host.embedding, stay if self.on_gpu else 0)
-        return Figure(seconds, max(1, moved)), TorchInstance(self, decoder, moved)
+        return Figure(seconds, max(1, moved)), TorchInstance(self, decoder, moved, before)
 
     def copies(self, preset: Preset) -> Iterable[Point]:
         for size in preset.sizes if self.on_gpu else ():
@@ -199,8 +200,9 @@ class Torch:
 class TorchInstance:
     """A model in place."""
 
-    def __init__(self, backend: Torch, decoder: Decoder, moved_bytes: int) -> None:
+    def __init__(self, backend: Torch, decoder: Decoder, moved_bytes: int, before_bytes: int) -> None:
         self._backend, self._decoder, self._bytes = backend, decoder, moved_bytes
+        self._before_bytes = before_bytes
 
     def measure(self, point: Point) -> Figure:
         with _one_line_out_of_memory(point):
@@ -288,8 +290,12 @@ class TorchInstance:
         return Figure(self._backend.timed(lambda: _copy_all(device, host)), sum(part.nbytes for part in device))
 
     def _footprint(self, point: Point) -> Figure:
-        held = torch.cuda.memory_allocated() if self._backend.on_gpu else self._bytes
-        return Figure(0.0, max(1, held))
+        """Weights and the engine's own buffers: no cache, and nothing that was there before the load."""
+        if not self._backend.on_gpu:
+            return Figure(0.0, max(1, self._bytes))
+        self._decoder.caches = []
+        gc.collect()
+        return Figure(0.0, max(1, torch.cuda.memory_allocated() - self._before_bytes))
 
     def _caches(self, tokens: int) -> tuple[list[Tensor], list[Tensor]]:
         """Caches of one sequence where they are and, page-locked if that helps, in host memory: those on the device."""
