@@ -6,7 +6,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -21,6 +21,7 @@ from mmsched_env.errors import ConfigError, MmschedError, unknown_name
 
 from .. import schema
 from ..atomic import write_atomic
+from ..schema import Measurement
 from . import again, machine, profiles
 from .backend import Backend
 from .points import PRESETS, preset_of
@@ -83,6 +84,8 @@ class MeasureConfig:
     """cores that other processes may use beside a sample; not http: what the server uses is not known"""
     nice: int = 0
     """priority of the measured process; below 0 needs root"""
+    minutes: float = 0.0
+    """no model is loaded after this long, and what there is makes the rows and the profiles; 0: all is measured"""
     seed: int = 0
     """order of the samples"""
 
@@ -98,6 +101,7 @@ class MeasureConfig:
             "tries": 1,
             "max_foreign": 0,
             "gpu_memory_gb": 0,
+            "minutes": 0,
             "timeout_s": 0.001,
         }.items():
             if not getattr(self, key) >= low:
@@ -231,7 +235,7 @@ def run(config: MeasureConfig, out: Path) -> None:
         header = header_of(config, backend)
         results = Results(out, header)
         preset = preset_of(config.preset, config.seats, config.context)
-        measurement = Run(backend, config.models, preset, rules_of(config), results)
+        measurement = Run(backend, config.models, preset, rules_of(config), results, minutes=config.minutes or math.inf)
         _measure(measurement, out)
         common = columns_of(config, backend)
         device = profiles.Device(config.name or _default_name(backend, config), backend.gpu_mem_bytes, bool(config.gpu))
@@ -239,12 +243,28 @@ def run(config: MeasureConfig, out: Path) -> None:
         backend.close()
     found = figures(results.samples)
     measured = rows(found, common, weights, layers_known=config.backend != "http")
-    schema.write(out / SAVED, measured)
-    write_atomic(out / "machine.yaml", yaml.safe_dump(header["machine"], sort_keys=False))
     print(table(found))
     print(summary(results.samples, time.monotonic() - begun))
+    left = len(set(measurement.wanted()) - results.done())
+    if left:
+        print(f"{left} samples are missing after {config.minutes:g} minutes; the same command goes on")
+    write(out, found, measured, device, header["machine"])
+
+
+def write(
+    out: Path,
+    found: Sequence[Figures],
+    measured: Sequence[Measurement],
+    device: profiles.Device,
+    described: Mapping[str, Any],
+) -> None:
+    """The rows, the machine's description and the profiles."""
+    if not measured:
+        raise MmschedError("nothing was measured in this time; accepted: more minutes=, the same command goes on")
+    schema.write(out / SAVED, measured)
+    write_atomic(out / "machine.yaml", yaml.safe_dump(dict(described), sort_keys=False))
     print(f"{len(measured)} rows written to {out / SAVED}")
-    for path in profiles.write(out, device, measured, found, common["source"]):
+    for path in profiles.write(out, device, measured, found, measured[0].source):
         print(f"profile written to {path}")
 
 

@@ -195,38 +195,51 @@ def fit_decode(found: Iterable[Figures]) -> Fit:
     return fit(observations)
 
 
-def batch_curve(found: Iterable[Figures], decode: Fit, layers: int = ALL) -> tuple[tuple[float, float], ...]:
-    """Growth of the weights' part of a step with the batch: mean over models and depths, never falling.
+Ratios = dict[int, list[float]]
+"""batch -> how many times as long as alone what is read of the weights took, one entry a model, depth and residency"""
 
-    Parameters
-    ----------
-    layers
-        ALL: on the device; 0: on the host.
-    """
-    ratios = _batch_ratios(found, decode, layers)
+
+def batch_curve(ratios: Ratios, source: str) -> Curve:
+    """Growth of the weights' part of a step with the batch: mean over models and depths, never falling; with its relative deviation."""
     curve = [(1.0, 1.0)]
     for batch in sorted(ratios):
         curve.append((float(batch), max(curve[-1][1], statistics.mean(ratios[batch]))))
-    return tuple(curve) if len(curve) > 1 else ((1.0, 1.0), (2.0, 2.0))
+    parts = [statistics.stdev(r) / statistics.mean(r) for r in ratios.values() if len(r) > 1]
+    spread = float(np.clip(statistics.mean(parts), NARROWEST, WIDEST)) if parts else WIDEST
+    knots = tuple(curve) if len(curve) > 1 else ((1.0, 1.0), (2.0, 2.0))
+    return Curve(knots, "relative", "fitted", source, spread)
 
 
-def batch_spread(found: Iterable[Figures], decode: Fit) -> float:
-    """Relative deviation of the models and depths from their mean."""
-    parts = [statistics.stdev(r) / statistics.mean(r) for r in _batch_ratios(found, decode, ALL).values() if len(r) > 1]
-    return float(np.clip(statistics.mean(parts), NARROWEST, WIDEST)) if parts else WIDEST
-
-
-def _batch_ratios(found: Iterable[Figures], decode: Fit, layers: int) -> dict[int, list[float]]:
-    ratios: dict[int, list[float]] = {}
-    for one, model in _of(found, "decode"):
-        if one.point.n_gpu_layers != layers or one.point.batch == 1:
-            continue
-        side = roofline.sides(model, roofline.units(model))[0]
-        grows = side.read * decode.values.get("host.read" if layers == 0 else f"read.{model.quant}", 0.0)
-        rest = decode.seconds(decode_terms(model, layers, one.point.batch * _depth(one))) - grows
-        if grows > 0:
-            ratios.setdefault(one.point.batch, []).append((one.seconds - rest) / grows)
+def device_ratios(found: Iterable[Figures], decode: Fit) -> Ratios:
+    """Of models wholly on the device."""
+    ratios: Ratios = {}
+    for one, model in _batches(found, whole=True):
+        read = roofline.sides(model, roofline.units(model))[0].read * decode.values[f"read.{model.quant}"]
+        _add_ratio(ratios, one, read, decode.seconds(decode_terms(model, ALL, one.point.batch * _depth(one))))
     return ratios
+
+
+def host_ratios(found: Iterable[Figures], decode: Fit, device: Curve) -> Ratios:
+    """Of the layers left on the host; those on the device grow as `device` says."""
+    ratios: Ratios = {}
+    for one, model in _batches(found, whole=False):
+        here, there = roofline.sides(model, one.point.n_gpu_layers)
+        alone = decode.seconds(decode_terms(model, one.point.n_gpu_layers, one.point.batch * _depth(one)))
+        growth = roofline.batch_table(device, one.point.batch)[-1] - 1
+        alone += growth * here.read * decode.values.get(f"read.{model.quant}", 0.0)
+        _add_ratio(ratios, one, there.read * decode.values.get("host.read", 0.0), alone)
+    return ratios
+
+
+def _batches(found: Iterable[Figures], whole: bool) -> list[tuple[Figures, ModelProfile]]:
+    pairs = _of(found, "decode")
+    return [(one, m) for one, m in pairs if one.point.batch > 1 and (one.point.n_gpu_layers == ALL) == whole]
+
+
+def _add_ratio(ratios: Ratios, one: Figures, part: float, alone: float) -> None:
+    """`part` of the seconds `alone` is what grows."""
+    if part > 0:
+        ratios.setdefault(one.point.batch, []).append((one.seconds - alone) / part + 1)
 
 
 def fit_prefill(found: Iterable[Figures], decode: Fit) -> Fit:
@@ -368,7 +381,8 @@ def make(device: Device, found: Sequence[Figures], source: str) -> tuple[GpuProf
     caches = fit_sizes(found, ("save", "restore"))
     unload = fit_sizes(_sized(found), ("unload",))
     fitted = Maker("fitted", source)
-    assumed = Maker("assumed", "not measured: the device computes every layer itself")
+    alone = all(one.point.n_gpu_layers == ALL for one in found)
+    assumed = Maker("assumed", "not measured: the device computes every layer itself" if alone else "not measured")
     link = fitted if any(one.point.operation.startswith("copy_") for one in found) else assumed
     rate = max(_rate(load, "load"), _rate(caches, "save"), _rate(caches, "restore"))
 
@@ -394,7 +408,7 @@ def make(device: Device, found: Sequence[Figures], source: str) -> tuple[GpuProf
         hybrid_s=constant("hybrid_s"),
         expert_entry_s=assumed(0.0, "s"),
         cpu_only_s=constant("cpu_only_s"),
-        batch=Curve(batch_curve(found, decode), "relative", "fitted", source, batch_spread(found, decode)),
+        batch=batch_curve(device_ratios(found, decode), source),
         expert_reach=assumed(1.0, "relative"),
         compute=_by_quantisation(computes, fitted, "FLOP/s"),
         expert_compute=assumed(1.0, "relative"),
@@ -437,30 +451,39 @@ def _host(
     disk = disk_rate(found)
     rate = fitted(disk, "B/s") if disk else Maker("assumed", "no load from disk was measured")(gpu.load.value, "B/s")
     quant = next(iter(sorted({m.quant for _, m in _of(found, "decode")})))
+    ratios = host_ratios(found, decode, gpu.batch)
+    batch = (
+        batch_curve(ratios, fitted.source) if ratios else Curve(gpu.batch.value, "relative", "assumed", "as the device")
+    )
+    read = fitted(_rate(decode, "host.read"), "B/s") if own else same(gpu.read[quant].value, "B/s")
+    if prefill:
+        compute = fitted(_rate(prefill, "compute"), "FLOP/s", prefill.spreads["compute"])
+    elif ratios:
+        compute = _compute_by_batches(found, read.value, batch)
+    else:
+        compute = same(gpu.compute[quant].value, "FLOP/s")
     return HostProfile(
         name=device.name,
         ram=Maker("measured", "memory of the machine")(machine.ram_bytes(), "B"),
-        read=fitted(_rate(decode, "host.read"), "B/s") if own else same(gpu.read[quant].value, "B/s"),
+        read=read,
         linear_layer_s=Maker("assumed", "not measured")(0.0, "s"),
         kv_read=(fitted if own else same)(kv, "B/s"),
-        compute=(
-            fitted(_rate(prefill, "compute"), "FLOP/s", prefill.spreads["compute"])
-            if prefill
-            else same(gpu.compute[quant].value, "FLOP/s")
-        ),
-        batch=_host_batch(found, decode, fitted.source)
-        or Curve(gpu.batch.value, "relative", "assumed", "as the device"),
+        compute=compute,
+        batch=batch,
         disk=rate,
         disk_load=rate,
         interference=_share(found, BESIDE_DEVICE, fitted.source),
     )
 
 
-def _host_batch(found: Sequence[Figures], decode: Fit, source: str) -> Curve | None:
-    """None where no batch was measured with every layer on the host."""
-    if not _batch_ratios(found, decode, 0):
-        return None
-    return Curve(batch_curve(found, decode, 0), "relative", "fitted", source)
+def _compute_by_batches(found: Sequence[Figures], read: float, batch: Curve) -> Number:
+    """Where the device takes the host's layers of a prompt, what the host would compute shows in larger batches alone."""
+    (low, before), (high, after) = batch.value[-2:]
+    arithmetic = statistics.mean(m.architecture.layer_flops / m.layer_bytes for _, m in _of(found, "decode"))
+    slope = max((after - before) / (high - low), 1 / FASTEST)
+    return Maker("predicted", "from what one more sequence in a batch takes")(
+        min(FASTEST, read * arithmetic / slope), "FLOP/s"
+    )
 
 
 def _share(found: Sequence[Figures], operations: Sequence[str], source: str) -> Number:
@@ -495,10 +518,14 @@ def _copy_rate(found: Iterable[Figures], operation: str, otherwise: float) -> fl
 
 
 def _sized(found: Sequence[Figures]) -> list[Figures]:
-    """Unloads with the bytes of their models."""
-    sizes = {one.point.model: one.size_bytes for one in found if one.point.operation == "load"}
+    """Unloads with the bytes that had been loaded."""
+    sizes = {
+        (one.point.model, one.point.n_gpu_layers): one.size_bytes for one in found if one.point.operation == "load"
+    }
     return [
-        dataclasses.replace(one, size_bytes=sizes.get(one.point.model, 1)) if one.point.operation == "unload" else one
+        dataclasses.replace(one, size_bytes=sizes.get((one.point.model, one.point.n_gpu_layers), 1))
+        if one.point.operation == "unload"
+        else one
         for one in found
     ]
 

@@ -21,6 +21,9 @@ from .results import Sample
 IN_SCHEMA = ("load", "unload", "prefill", "decode", "save", "restore", "copy_h2d", "copy_d2h")
 """footprints and swaps stay in the file of samples"""
 
+PAGE_LOCKED = "torch CUDA"
+"""engine whose caches are saved to page-locked memory"""
+
 
 @dataclass(frozen=True)
 class Figures:
@@ -111,6 +114,8 @@ def _row(one: Figures, common: dict[str, Any], weights: dict[str, int]) -> Measu
         columns["tier"] = point.tier
     if point.mode in ("pinned", "pageable"):
         columns["pinned"] = point.mode == "pinned"
+    if point.operation in ("save", "restore") and common.get("engine") == PAGE_LOCKED:
+        columns["pinned"] = True
     if point.operation in ("prefill", "decode"):
         tokens = point.tokens if point.operation == "prefill" else point.batch
         rate = tokens / one.seconds

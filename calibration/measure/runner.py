@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +40,8 @@ class Run:
     ----------
     progress
         Called with the point that is measured next, before each sample.
+    minutes
+        After which no model is loaded any more: what has been measured by then is what there is.
     """
 
     def __init__(
@@ -48,9 +52,11 @@ class Run:
         rules: Rules,
         results: Results,
         progress: Callable[[Point], None] = lambda point: None,
+        minutes: float = math.inf,
     ) -> None:
         self.backend, self.models, self.preset, self.rules, self.results = backend, list(models), preset, rules, results
         self._progress = progress
+        self._end = time.monotonic() + 60 * minutes
         self._done = results.done()
 
     def wanted(self) -> list[tuple[int, Point]]:
@@ -98,6 +104,8 @@ class Run:
         loads = list(self.backend.loads(model, self.preset))
         last = {load.n_gpu_layers: load for load in loads}
         for load in _shuffled(rng, loads):
+            if time.monotonic() > self._end:
+                return
             serve = number > 0 and last[load.n_gpu_layers] == load
             points = self._serving(model, load.n_gpu_layers) if serve else []
             unload = self._unload(model, load.n_gpu_layers) if serve else []

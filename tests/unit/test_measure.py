@@ -113,6 +113,23 @@ def test_the_probe_is_of_a_model_wholly_on_the_device(tmp_path: Path, monkeypatc
     assert backend.done[0] == loads[0]
 
 
+def test_after_its_minutes_no_model_is_loaded_and_a_later_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = Fake()
+    monkeypatch.setattr(runner.time, "monotonic", lambda: float(len(backend.done)))  # a second a measurement
+
+    def run(minutes: float) -> results.Results:
+        kept = results.Results(tmp_path, {})
+        runner.Run(backend, MODELS[:2], TINY, RULES, kept, minutes=minutes).go()
+        return kept
+
+    some = len([sample for sample in run(0.75).samples if sample.round >= 0])
+    every = [sample for sample in run(1e9).samples if sample.round >= 0]
+    assert 10 < some < len(every) == len({(sample.round, sample.point) for sample in every})
+    assert backend.loaded == 0
+
+
 def test_order_is_random_and_the_seeds_own(tmp_path: Path) -> None:
     orders = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -392,6 +409,7 @@ def offloaded(streams: bool) -> list[Figures]:
                 context = batch * (depth + 4)
                 kv = context * (kv_here / RATES["kv"] + kv_there / HOST["kv"])
                 grown = there.read / HOST["read"] * (HOST["grows"] if batch > 1 else 1.0)
+                grown += here.read / RATES["read"] * (6 if batch > 1 else 0)  # the device's: 3 at 2, and on in a line
                 point = Point(name, "decode", tokens=8, depth=depth, batch=batch, n_gpu_layers=layers)
                 found.append(Figures(point, device + rest + grown + kv, 0.0, 3, 0, 0))
             step = device + (0.0 if streams else rest + there.read / HOST["read"])
@@ -415,7 +433,10 @@ def test_a_host_that_takes_layers_gets_rates_of_its_own(streams: bool) -> None:
     assert host.batch.value == ((1.0, 1.0), (4.0, near(HOST["grows"])))
     if streams:
         assert (gpu.stream.value, gpu.stream_min_tokens.value) == (near(HOST["stream"]), 32)
-        assert host.compute.provenance == "assumed"
+        layer = load_model(MODELS[0])
+        each = layer.architecture.layer_flops / layer.layer_bytes
+        assert host.compute.value == pytest.approx(HOST["read"] * each / ((HOST["grows"] - 1) / 3), rel=0.1)
+        assert host.compute.provenance == "predicted"
     else:
         assert (host.compute.value, gpu.stream_min_tokens.value) == (near(HOST["flops"]), profiles.NEVER)
 
@@ -456,7 +477,11 @@ def test_shipped_profiles_are_what_their_samples_give(
     monkeypatch.setattr(profiles.machine, "ram_bytes", lambda: ram)
     found = figures(results.read(SHIPPED / name / results.NAME)[1])
     measured = schema.read(SHIPPED / name / command.SAVED)
-    paths = profiles.write(tmp_path, profiles.Device(name, None), measured, found, measured[0].source)
+    one = measured[0]
+    device = profiles.Device(
+        name, round(one.gpu_mem_gb * 1e9) if one.gpu_mem_gb else None, bool(one.num_gpus) and one.engine == "llama.cpp"
+    )
+    paths = profiles.write(tmp_path, device, measured, found, one.source)
     for path in paths:
         assert (PROFILES / path.parent.name / path.name).read_bytes() == path.read_bytes()
     assert [row.value for row in measured] == [
