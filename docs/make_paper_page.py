@@ -405,8 +405,11 @@ By tier of the weights, prompt {prompt}, half of the output done, RTX 5000 Ada. 
 only: from disk as assumed here even the 8B takes longer.
 
 {tiers}
+Measured on an H100 by us ([h100.md](h100.md)): the KV cache is 3 % of a preemption whose weights come from page-locked
+memory (0.1-0.5 s for 3B-14B), 0.5 % from ordinary memory (0.8-3.0 s); llama.cpp loads at 5.3 GB/s there.
+
 By link, 14B on the RTX 5000 Ada, prompt 8192, half of the output done. A load copies at 5.1 GB/s whatever the link (all
-three measured loads are far below their link), so a slower link alone reaches it only below that; KV copies and streamed
+three measured loads are far below their link, and so is the H100's), so a slower link alone reaches it only below that; KV copies and streamed
 prompts feel it at once. Were the copies as much slower as the link, the second half of the table would hold; which of
 the two is right no measurement says. Decode does not use the link: CPU layers are computed where they are.
 

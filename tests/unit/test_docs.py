@@ -17,6 +17,12 @@ def test_the_observation_page_is_what_the_table_says() -> None:
     assert module["PAGE"].read_text() == module["page"]()
 
 
+def test_the_h100_page_is_what_was_measured() -> None:
+    module = runpy.run_path(str(ROOT / "docs/make_h100_page.py"))
+    text = module["PAGE"].read_text()
+    assert module["page"](text) == text, "run python docs/make_h100_page.py"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_relative_links_lead_to_files(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
