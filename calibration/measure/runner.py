@@ -31,6 +31,8 @@ class Rules:
     max_foreign: float
     """cores used by other processes"""
     seed: int
+    pause_s: float = 0.0
+    """before a load"""
 
 
 class Run:
@@ -125,10 +127,13 @@ class Run:
         def load() -> Figure:
             if loaded:
                 loaded.pop().unload()
+                time.sleep(self.rules.pause_s)
             figure, instance = self.backend.load(point)
             loaded.append(instance)
             return figure
 
+        if (number, point) not in self._done:
+            time.sleep(self.rules.pause_s)
         if not self._sample(number, point, load):
             load()
         return loaded[0]

@@ -35,6 +35,10 @@ from .report import Replay, report
 from .scenarios import scenario_of
 from .timings import measured_tables
 
+PAUSE_S = 3.0
+"""before a load of the calibration, about as long as memory is free in a run before the next load: a virtual machine gives it back
+meanwhile, and takes it again more slowly than memory freed just now"""
+
 SEED = 2**62
 """traces of a replay are of no training seed"""
 
@@ -157,7 +161,7 @@ def run(config: ReplayConfig, out: Path) -> None:
             backend.prepare(model)
         samples = Results(out, header_of(config) | engine_of(config, backend))
         preset = preset_for(trace_of(config), scenario.seats, config.rounds)
-        rules = Rules(tries=1, max_foreign=math.inf, seed=config.seed)
+        rules = Rules(tries=1, max_foreign=math.inf, seed=config.seed, pause_s=PAUSE_S)
         calibration = Run(backend, scenario.models, preset, rules, samples)
         calibration.go()
         replay = replay_of(config, out)
