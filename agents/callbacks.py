@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -68,9 +69,16 @@ class Validations(BaseCallback):
     each scenario's ratio, and the policy's and the rule's mean figures.
     """
 
-    def __init__(self, validator: Validator, every: int, keep: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        validator: Validator,
+        every: int,
+        keep: Callable[[], object],
+        network_of: Callable[[BaseAlgorithm], MaskableActorCriticPolicy],
+    ) -> None:
         super().__init__()
         self.validator = validator
+        self.network_of = network_of
         self.every = every
         self.keep = keep
         self.best = float("inf")
@@ -91,7 +99,7 @@ class Validations(BaseCallback):
 
     def validate(self, model: BaseAlgorithm, label: str = "") -> None:
         """Run the policy as it is, and keep it if it is the best so far."""
-        found = self.validator(model.policy)  # type: ignore[arg-type]
+        found = self.validator(self.network_of(model))
         for at, ratio in enumerate(found.ratios):
             model.logger.record(f"validation/ratio_{at}", float(ratio))
         for name in FIGURES:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from mmsched_env.config import EnvConfig
 from mmsched_env.errors import ConfigError
 
-ALGORITHMS = ("maskable_ppo",)
+ALGORITHMS = ("maskable_ppo", "dqn")
 POLICIES = ("scorer", "mlp")
 
 
@@ -95,10 +95,34 @@ class CurriculumConfig:
 
 
 @dataclass(frozen=True)
+class DqnConfig:
+    """What DQN has beside the rest."""
+
+    buffer_size: int = 20_000
+    """decisions it remembers: about 20 KB each at the default size"""
+    learning_starts: int = 2000
+    """decisions before the first update"""
+    updates: int = 4
+    """a step of all environments"""
+    target_every: int = 2000
+    """decisions between two copies of the network to its delayed one"""
+    exploration_share: float = 0.3
+    """of the steps, over which random decisions fall from all to `exploration_end`"""
+    exploration_end: float = 0.02
+
+    def __post_init__(self) -> None:
+        for key in ("buffer_size", "learning_starts", "updates", "target_every"):
+            _require(getattr(self, key) >= 1, key, getattr(self, key), "a whole number >= 1", "agent.dqn.")
+        for key in ("exploration_share", "exploration_end"):
+            _require(0 < getattr(self, key) <= 1, key, getattr(self, key), "a number in (0, 1]", "agent.dqn.")
+
+
+@dataclass(frozen=True)
 class AgentConfig:
     """Algorithm, network and hyperparameters."""
 
     algorithm: str = "maskable_ppo"
+    """maskable_ppo, or dqn (to compare with: from scratch, discounted by decision, not resumed)"""
     policy: str = "scorer"
     """scorer (rates each action with shared weights) or mlp (one vector in, all logits out)"""
     advisers: tuple[str, ...] = ("composite",)
@@ -108,6 +132,7 @@ class AgentConfig:
     imitation: ImitationConfig = field(default_factory=ImitationConfig)
     improvement: ImprovementConfig = field(default_factory=ImprovementConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    dqn: DqnConfig = field(default_factory=DqnConfig)
     learning_rate: float = 3e-4
     """at the start; falls linearly to a tenth of it"""
     n_steps: int = 128
@@ -145,6 +170,13 @@ class AgentConfig:
     def __post_init__(self) -> None:
         _require(self.algorithm in ALGORITHMS, "algorithm", self.algorithm, ", ".join(ALGORITHMS))
         _require(self.policy in POLICIES, "policy", self.policy, " or ".join(POLICIES))
+        taught = self.advisers or self.imitation.teacher or self.improvement.rounds
+        _require(
+            self.algorithm != "dqn" or not taught,
+            "algorithm",
+            self.algorithm,
+            "with dqn advisers=[] imitation.teacher=null improvement.rounds=0: it learns from scratch",
+        )
         ok = not self.advisers or self.policy == "scorer"
         _require(ok, "advisers", list(self.advisers), "[] with policy=mlp, which takes no advice")
         one_width = self.policy != "scorer" or len(self.net_arch) == 1
@@ -200,6 +232,8 @@ class TrainConfig:
         _require(ok, "num_envs", self.num_envs, f"a multiple of the number of scenarios ({count})", "")
         for key in ("seed", "torch_threads", "validate_every", "total_steps"):
             _require(getattr(self, key) >= 0, key, getattr(self, key), "a whole number >= 0", "")
+        ok = not (self.resume and self.agent.algorithm == "dqn")
+        _require(ok, "resume", self.resume, "false with agent=dqn, whose memory is not kept", "")
         _require(bool(self.run_dir), "run_dir", self.run_dir, "a folder", "")
 
 

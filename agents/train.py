@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
@@ -28,6 +30,7 @@ from .callbacks import Checkpoints, Progress, SchedulerMetrics, Validations
 from .checkpoint import Checkpoint, read_checkpoint, require_layout
 from .config import AgentConfig, ImitationConfig, TrainConfig
 from .curriculum import Curriculum
+from .dqn import MaskedDQN, QPolicy
 from .imitation import Teachers, imitate
 from .improvement import fit
 from .mixed_vec_env import MixedVecEnv
@@ -44,6 +47,7 @@ CLONE = "clone.zip"
 CHUNK = 256
 """states looked into between two looks for a signal"""
 SCALE_GAMMA = 0.995
+Model = AnchoredPPO | MaskedDQN
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def train(config: TrainConfig) -> TrainResult:
     model = make_model(config, venv, serving)
     model.set_logger(configure(str(run_dir / "tensorboard"), ["tensorboard"]))
     latest = run_dir / LATEST
-    if config.resume and latest.exists():
+    if config.resume and latest.exists() and isinstance(model, AnchoredPPO):
         restore(model, serving, config, latest)
 
     metrics = SchedulerMetrics()
@@ -86,10 +90,12 @@ def train(config: TrainConfig) -> TrainResult:
     validations = None
     if config.validate_every:
         validator = Validator(config.envs, config.validation_episodes, config.validation_line, config.agent.advisers)
-        validations = Validations(validator, config.validate_every, partial(keep_best, model, serving, config))
+        validations = Validations(
+            validator, config.validate_every, partial(keep_best, model, serving, config), network_of
+        )
         callbacks.append(validations)
     with checkpoints.watching_signals():
-        if model.num_timesteps == 0:
+        if model.num_timesteps == 0 and isinstance(model, AnchoredPPO):
             warm_start(model, serving, config, checkpoints, validations)
         steps = config.total_steps - model.num_timesteps
         if steps > 0 and checkpoints.stop_signal is None:
@@ -178,7 +184,7 @@ def improve(model: AnchoredPPO, config: TrainConfig, stop: Checkpoints, validati
                     validations.validate(model, f"round {number} of improvement, caution {caution:g}")
 
 
-def keep_best(model: AnchoredPPO, serving: Sequence[ServingSB3VecEnv], config: TrainConfig) -> None:
+def keep_best(model: Model, serving: Sequence[ServingSB3VecEnv], config: TrainConfig) -> None:
     checkpoint_of(model, serving, config).save(Path(config.run_dir) / BEST)
 
 
@@ -211,8 +217,42 @@ def _cut(env: EnvConfig, agent: AgentConfig) -> EnvConfig:
     return dataclasses.replace(env, sim=sim)
 
 
-def make_model(config: TrainConfig, venv: VecEnv, serving: Sequence[ServingSB3VecEnv]) -> AnchoredPPO:
+def make_model(config: TrainConfig, venv: VecEnv, serving: Sequence[ServingSB3VecEnv]) -> Model:
     """A fresh algorithm with its networks."""
+    return {"maskable_ppo": make_ppo, "dqn": make_dqn}[config.agent.algorithm](config, venv, serving)
+
+
+def make_dqn(config: TrainConfig, venv: VecEnv, serving: Sequence[ServingSB3VecEnv]) -> MaskedDQN:
+    """SB3's DQN with our networks."""
+    agent, dqn = config.agent, config.agent.dqn
+    actor, arguments = policy_arguments(agent.policy, agent.net_arch, serving[0].serving.simulation.dims, 0)
+    return MaskedDQN(
+        QPolicy,
+        venv,
+        policy_kwargs={"actor": actor, "arguments": arguments},
+        learning_rate=agent.learning_rate,
+        buffer_size=dqn.buffer_size,
+        learning_starts=dqn.learning_starts,
+        batch_size=agent.batch_size,
+        gamma=agent.gamma,
+        train_freq=1,
+        gradient_steps=dqn.updates,
+        target_update_interval=dqn.target_every,
+        exploration_fraction=dqn.exploration_share,
+        exploration_final_eps=dqn.exploration_end,
+        max_grad_norm=agent.max_grad_norm,
+        seed=config.seed,
+        device=config.device,
+    )
+
+
+def network_of(model: BaseAlgorithm) -> MaskableActorCriticPolicy:
+    """What decides, and what a checkpoint keeps."""
+    return model.actor if isinstance(model, MaskedDQN) else model.policy  # type: ignore[return-value]
+
+
+def make_ppo(config: TrainConfig, venv: VecEnv, serving: Sequence[ServingSB3VecEnv]) -> AnchoredPPO:
+    """PPO with its buffer and anchor."""
     agent = config.agent
     simulation = serving[0].serving.simulation
     policy, arguments = policy_arguments(agent.policy, agent.net_arch, simulation.dims, len(agent.advisers))
@@ -244,18 +284,18 @@ def make_model(config: TrainConfig, venv: VecEnv, serving: Sequence[ServingSB3Ve
     )
 
 
-def save(model: AnchoredPPO, serving: Sequence[ServingSB3VecEnv], config: TrainConfig) -> Path:
+def save(model: Model, serving: Sequence[ServingSB3VecEnv], config: TrainConfig) -> Path:
     """Write ``checkpoints/<steps>.zip``, and ``latest.zip`` with what it takes to go on; returns the latter's path."""
     now = checkpoint_of(model, serving, config)
     now.save(Path(config.run_dir) / "checkpoints" / f"{model.num_timesteps:09d}.zip")
-    if model._last_obs is not None:
+    if model._last_obs is not None and isinstance(model, AnchoredPPO):
         now = dataclasses.replace(now, resume=capture(model, serving))
     path = Path(config.run_dir) / LATEST
     now.save(path)
     return path
 
 
-def checkpoint_of(model: AnchoredPPO, serving: Sequence[ServingSB3VecEnv], config: TrainConfig) -> Checkpoint:
+def checkpoint_of(model: Model, serving: Sequence[ServingSB3VecEnv], config: TrainConfig) -> Checkpoint:
     """The policy as it is."""
     return Checkpoint(
         layout=layout_signature(serving[0].serving.simulation.dims),
@@ -265,7 +305,7 @@ def checkpoint_of(model: AnchoredPPO, serving: Sequence[ServingSB3VecEnv], confi
         num_steps=model.num_timesteps,
         num_updates=model._n_updates,
         versions=_versions(),
-        policy={name: x.detach().clone().contiguous() for name, x in model.policy.state_dict().items()},
+        policy={name: x.detach().clone().contiguous() for name, x in network_of(model).state_dict().items()},
     )
 
 

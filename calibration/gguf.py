@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import shutil
+import string
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,12 @@ POOL_BYTES = 8 << 20
 
 NOT_MERGED = 252
 """entries of SmolLM2's vocabulary that are no merges: bytes and names"""
+
+TOKEN_LETTERS, MERGE_LETTERS = 7, 8
+"""of the fillers: SmolLM2's tokens have 7.5 bytes in the mean and its merges 8.5 with the blank; a load takes time for each letter"""
+
+SPREAD = 0x9E3779B1
+"""has no divisor in common with 26, so that its multiples are different words"""
 
 ROPE_BASE = 10000.0
 CONTEXT = 32768
@@ -266,22 +273,28 @@ def _describe(writer: gguf.GGUFWriter, model: ModelProfile) -> None:
 
 
 def stub_tokens(vocab: int) -> list[str]:
-    """As many tokens as the real vocabulary has (a load reads them all): ASCII, fillers, begin and end of text.
+    """As many tokens as the real vocabulary has (a load reads them all): ASCII, fillers as long as words are, begin and end of text.
 
     No bytes beyond ASCII: a server keeps half a character back until its other half comes.
     """
     shown = [chr(b) for b in range(33, 127)]
     hidden = [chr(256 + b) for b in range(33)]  # GPT-2's letters for what cannot be printed
-    fillers = [f"<unused{i}>" for i in range(vocab - 2 - len(shown) - len(hidden))]
+    fillers = itertools.islice(_words(TOKEN_LETTERS), vocab - 2 - len(shown) - len(hidden))
     return [*shown, *hidden, *fillers, "<begin>", "<end>"]
 
 
 def stub_merges(vocab: int) -> list[str]:
     """As many merges as a vocabulary grown from bytes has, which a load reads too; none of them applies to any text."""
-    letters = [chr(b) for b in range(33, 127)]
-    pairs = ["".join(pair) for pair in itertools.islice(itertools.product(letters, repeat=2), 1, None)]
-    made = (f"{first} {second}" for first in pairs for second in pairs)
+    made = (f"{word[:4]} {word[4:]}" for word in _words(MERGE_LETTERS))
     return list(itertools.islice(made, max(1, vocab - NOT_MERGED)))
+
+
+def _words(letters: int) -> Iterator[str]:
+    """Different words of so many letters, in no order."""
+    base = len(string.ascii_lowercase)
+    for i in range(base**letters):
+        number = i * SPREAD % base**letters
+        yield "".join(string.ascii_lowercase[number // base**at % base] for at in range(letters))
 
 
 def _require_room(path: Path, size: int) -> None:

@@ -22,6 +22,7 @@ from mmsched_env.agents.checkpoint import read_checkpoint
 from mmsched_env.agents.config import (
     AgentConfig,
     CurriculumConfig,
+    DqnConfig,
     ImitationConfig,
     ImprovementConfig,
     TrainConfig,
@@ -63,6 +64,42 @@ def configuration(folder, **changes):
 
 def weights(path):
     return read_checkpoint(path).policy
+
+
+DQN = dataclasses.replace(
+    AGENT,
+    algorithm="dqn",
+    batch_size=32,
+    gamma=0.99,
+    dqn=DqnConfig(buffer_size=400, learning_starts=100, updates=1, target_every=100),
+)
+
+
+@pytest.mark.parametrize("policy", ["scorer", "mlp"])
+def test_dqn_trains_on_legal_actions_and_leaves_a_policy_that_can_be_used(tmp_path, policy):
+    """An illegal action would raise in the simulator; both networks, whose checkpoints are those of any agent."""
+    agent = dataclasses.replace(DQN, policy=policy)
+    first, again = (train(configuration(tmp_path / name, agent=agent)) for name in "ab")
+    fresh = train(configuration(tmp_path / "c", agent=agent, total_steps=0))
+    assert first.num_steps == 512
+    moved = 0
+    for name, value in weights(first.checkpoint).items():
+        torch.testing.assert_close(value, weights(again.checkpoint)[name], rtol=0, atol=0)
+        moved += not torch.equal(value, weights(fresh.checkpoint)[name])
+    assert moved > 2
+    trace = ENV.workload.sample(7, ENV.models.names)
+    episode = run_episode(Simulation(ENV, 1), load_policy(first.checkpoint), trace, 0)
+    assert episode.summary["completed"] == 10
+
+
+def test_dqn_is_not_resumed(tmp_path):
+    with pytest.raises(ConfigError, match="resume is True; accepted: false with agent=dqn"):
+        configuration(tmp_path, agent=DQN, resume=True)
+
+
+def test_dqn_takes_no_advice():
+    with pytest.raises(ConfigError, match=r"agent.algorithm is 'dqn'; accepted: .*advisers=\[\]"):
+        AgentConfig(algorithm="dqn")
 
 
 @pytest.mark.parametrize("policy", ["scorer", "mlp"])

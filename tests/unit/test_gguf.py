@@ -72,6 +72,13 @@ def test_stub_vocabulary_has_as_many_different_tokens_as_the_real_one() -> None:
     assert len(set(tokens)) == len(tokens) == 49152
 
 
+def test_stub_merges_are_as_many_as_the_real_ones_and_never_apply() -> None:
+    """A merge of two letters could be the first step of others; parts of four letters are never there to be merged."""
+    merges = writer.stub_merges(49152)
+    assert len(set(merges)) == len(merges) == 48900
+    assert {tuple(map(len, merge.split(" "))) for merge in merges} == {(4, 4)}
+
+
 class Usage(NamedTuple):
     total: int
     used: int

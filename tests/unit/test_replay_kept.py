@@ -20,13 +20,14 @@ SHIPPED = sorted(path.name for path in DOCS.iterdir() if path.is_dir())
 
 
 def settings_of(folder: Path) -> command.ReplayConfig:
-    """What the runs of a folder were made with."""
+    """What the runs of a folder were made with; a scenario may have a second one."""
+    scenario = folder.name.removesuffix("-ranking")
     runs = [path.stem.removeprefix("real-").rsplit("-", 1)[0] for path in folder.glob("real-*.npz")]
-    first = SCENARIOS[folder.name].policy
+    first = SCENARIOS[scenario].policy
     policies = (first, *sorted(set(runs) - {first}))
     others = min((runs.count(policy) for policy in policies[1:]), default=1)
     return command.ReplayConfig(
-        folder.name, policies=policies, repeats=runs.count(first), others=others, out=str(folder)
+        scenario, policies=policies, repeats=runs.count(first), others=others, out=str(folder)
     )
 
 
