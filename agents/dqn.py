@@ -74,10 +74,10 @@ class QPolicy(BasePolicy):
 class MaskedDQN(DQN):
     """DQN that explores legal actions, each environment by itself."""
 
-    policy: QPolicy
+    policy: QPolicy  # type: ignore[assignment]
 
     @property
-    def actor(self) -> MaskableActorCriticPolicy:
+    def deciding(self) -> MaskableActorCriticPolicy:
         """The network that a checkpoint keeps."""
         return self.policy.q_net.actor
 

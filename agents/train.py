@@ -219,7 +219,7 @@ def _cut(env: EnvConfig, agent: AgentConfig) -> EnvConfig:
 
 def make_model(config: TrainConfig, venv: VecEnv, serving: Sequence[ServingSB3VecEnv]) -> Model:
     """A fresh algorithm with its networks."""
-    return {"maskable_ppo": make_ppo, "dqn": make_dqn}[config.agent.algorithm](config, venv, serving)
+    return (make_dqn if config.agent.algorithm == "dqn" else make_ppo)(config, venv, serving)
 
 
 def make_dqn(config: TrainConfig, venv: VecEnv, serving: Sequence[ServingSB3VecEnv]) -> MaskedDQN:
@@ -227,7 +227,7 @@ def make_dqn(config: TrainConfig, venv: VecEnv, serving: Sequence[ServingSB3VecE
     agent, dqn = config.agent, config.agent.dqn
     actor, arguments = policy_arguments(agent.policy, agent.net_arch, serving[0].serving.simulation.dims, 0)
     return MaskedDQN(
-        QPolicy,
+        QPolicy,  # type: ignore[arg-type]  # it is typed for its own policies
         venv,
         policy_kwargs={"actor": actor, "arguments": arguments},
         learning_rate=agent.learning_rate,
@@ -248,7 +248,7 @@ def make_dqn(config: TrainConfig, venv: VecEnv, serving: Sequence[ServingSB3VecE
 
 def network_of(model: BaseAlgorithm) -> MaskableActorCriticPolicy:
     """What decides, and what a checkpoint keeps."""
-    return model.actor if isinstance(model, MaskedDQN) else model.policy  # type: ignore[return-value]
+    return model.deciding if isinstance(model, MaskedDQN) else model.policy  # type: ignore[return-value]
 
 
 def make_ppo(config: TrainConfig, venv: VecEnv, serving: Sequence[ServingSB3VecEnv]) -> AnchoredPPO:

@@ -69,7 +69,7 @@ class Clairvoyant(Planner):
     def _worlds(self, simulation: Simulation) -> list[Snapshot]:
         return [true_world(simulation, self.horizon_s)]
 
-    def _tell(self, branches: Simulation, memory: Any, count: int) -> None:
-        now = branches.state["now"][:count]
+    def _tell(self, memory: Any, count: int) -> None:
+        now = self._branches.state["now"][:count]
         for m, arrivals in enumerate(self._arrivals):
             memory["next_use_s"][:, m] = arrivals[np.searchsorted(arrivals, now, "right")]

@@ -32,10 +32,7 @@ def tuned_entry(entry: str | Mapping[str, Any], scenario: str) -> dict[str, Any]
     name = str(given.get("name"))
     if name in LOOK_AHEAD:
         base = settings.get(str(given.get("base", LOOK_AHEAD[name])), {})
-        tuned = {"base_settings": base | dict(given.get("base_settings", {}))}
-        if given.get("follow"):
-            tuned["follow"] = {rule: settings.get(rule, {}) | dict(own or {}) for rule, own in given["follow"].items()}
-        return given | tuned
+        return given | {"base_settings": base | dict(given.get("base_settings", {}))}
     return {"name": name, **settings.get(name, {}), **given}
 
 

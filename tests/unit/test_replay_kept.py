@@ -26,9 +26,7 @@ def settings_of(folder: Path) -> command.ReplayConfig:
     first = SCENARIOS[scenario].policy
     policies = (first, *sorted(set(runs) - {first}))
     others = min((runs.count(policy) for policy in policies[1:]), default=1)
-    return command.ReplayConfig(
-        scenario, policies=policies, repeats=runs.count(first), others=others, out=str(folder)
-    )
+    return command.ReplayConfig(scenario, policies=policies, repeats=runs.count(first), others=others, out=str(folder))
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -56,7 +56,5 @@ def test_what_is_given_comes_before_what_was_tuned() -> None:
     assert tuned_entry("random", "default") == {"name": "random"}
     composite = values("tuned_for", "drift")["composite"]["settings"]
     assert tuned_entry("planner", "popularity-drift") == {"name": "planner", "base_settings": composite}
-    followed = tuned_entry({"name": "planner", "follow": {"cmu": None, "mect": {}}}, "popularity-drift")["follow"]
-    assert followed == {name: values("tuned_for", "drift")[name]["settings"] for name in ("cmu", "mect")}
     with pytest.raises(ConfigError, match="belongs to no family"):
         tuned_entry("mect", "mine")
