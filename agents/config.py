@@ -102,7 +102,7 @@ class DqnConfig:
     """decisions it remembers: about 20 KB each at the default size"""
     learning_starts: int = 2000
     """decisions before the first update"""
-    updates: int = 4
+    updates: int = 1
     """a step of all environments"""
     target_every: int = 2000
     """decisions between two copies of the network to its delayed one"""

@@ -105,7 +105,9 @@ def train(config: TrainConfig) -> TrainResult:
     stopped = checkpoints.stop_signal is not None
     if checkpoints.stop_signal is not None:
         name = signal.Signals(checkpoints.stop_signal).name
-        text = f"{name}: stopped after {model.num_timesteps:,} steps, saved {path}; resume=true goes on"
+        text = f"{name}: stopped after {model.num_timesteps:,} steps, saved {path}" + (
+            "; resume=true goes on" if isinstance(model, AnchoredPPO) else ""
+        )
         print(text, file=sys.stderr)
     returns = [info["episode"]["r"] for info in metrics.episodes]
     return TrainResult(
