@@ -187,7 +187,6 @@ class Planner:
 
 
 def _learned(path: str) -> Policy:
-    from mmsched_env.agents.loader import load_policy
+    from mmsched_env.evaluation.policies import make_policy  # which imports the rules
 
-    policy: Policy = load_policy(path)
-    return policy
+    return make_policy(path)[1]

@@ -140,7 +140,6 @@ def test_where_nothing_is_better_the_base_rule_decides_or_the_policy_that_leads(
     alone = {name: [action for _, action in played(rule, trace)] for name, rule in rules.items()}
     assert alone["composite"] != alone["least_loaded"]
     assert [action for _, action in played(make_policy(wary)[1], trace)] == alone["composite"]
-    monkeypatch.setattr("mmsched_env.agents.loader.load_policy", lambda path: make_policy(path)[1])
     led = make_policy(wary | {"lead": "least_loaded"})[1]
     assert [action for _, action in played(led, trace)] == alone["least_loaded"]
 
