@@ -183,7 +183,7 @@ def test_figures_are_the_times_the_server_takes(stand: Stand) -> None:
     assert TOKEN_S * 392 < prefill < TOKEN_S * 408 + 0.1  # 400 tokens by the server's count, its template's included
     for batch in (1, 2):
         step = instance.measure(Point(model, "decode", tokens=10, depth=40, batch=batch)).seconds
-        assert STEP_S < step < 2.5 * STEP_S
+        assert 0.8 * STEP_S < step < 2.5 * STEP_S  # less where the first token is read late
     assert instance.unload().seconds > UNLOAD_S
     assert stand.loaded == ""
 
