@@ -53,7 +53,7 @@ class Planner:
     base_settings
         Its settings, by name, other than those of conf/policy.
     lead
-        Path of a checkpoint that decides where nothing else does better; empty: the base rule.
+        Policy that decides where nothing else does better, by its checkpoint's path or its name; empty: the base rule.
     samples
         Imagined worlds.
     horizon_s
@@ -90,7 +90,7 @@ class Planner:
         if base not in RULES:
             raise unknown_name("base rule", base, RULES)
         self.base_settings = dict(base_settings)
-        self._lead = _learned(lead) if lead else None
+        self._lead = _leading(lead) if lead else None
         self.base, self.samples, self.horizon_s, self.width = base, int(samples), float(horizon_s), int(width)
         self.caution, self.sigma, self.max_rounds = float(caution), float(sigma), int(max_rounds)
         self._stretch = max(1, self.max_rounds - 1)
@@ -186,7 +186,7 @@ class Planner:
         return rewards
 
 
-def _learned(path: str) -> Policy:
+def _leading(policy: str) -> Policy:
     from mmsched_env.evaluation.policies import make_policy  # which imports the rules
 
-    return make_policy(path)[1]
+    return make_policy(policy)[1]

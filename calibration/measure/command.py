@@ -238,7 +238,11 @@ def run(config: MeasureConfig, out: Path) -> None:
         measurement = Run(backend, config.models, preset, rules_of(config), results, minutes=config.minutes or math.inf)
         _measure(measurement, out)
         common = columns_of(config, backend)
-        device = profiles.Device(config.name or _default_name(backend, config), backend.gpu_mem_bytes, bool(config.gpu))
+        device = profiles.Device(
+            config.name or _default_name(backend, config),
+            backend.gpu_mem_bytes,
+            config.backend == "llama_cpp" and bool(config.gpu),
+        )
     finally:
         backend.close()
     found = figures(results.samples)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -182,8 +183,10 @@ def test_figures_are_the_times_the_server_takes(stand: Stand) -> None:
     prefill = instance.measure(Point(model, "prefill", tokens=400)).seconds
     assert TOKEN_S * 392 < prefill < TOKEN_S * 408 + 0.1  # 400 tokens by the server's count, its template's included
     for batch in (1, 2):
-        step = instance.measure(Point(model, "decode", tokens=10, depth=40, batch=batch)).seconds
-        assert 0.8 * STEP_S < step < 2.5 * STEP_S  # less where the first token is read late
+        point = Point(model, "decode", tokens=10, depth=40, batch=batch)
+        # a single sample is short where its first token was read late
+        step = statistics.median(instance.measure(point).seconds for _ in range(5))
+        assert STEP_S < step < 2.5 * STEP_S
     assert instance.unload().seconds > UNLOAD_S
     assert stand.loaded == ""
 

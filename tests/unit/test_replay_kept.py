@@ -20,8 +20,8 @@ SHIPPED = sorted(path.name for path in DOCS.iterdir() if path.is_dir())
 
 
 def settings_of(folder: Path) -> command.ReplayConfig:
-    """What the runs of a folder were made with; a scenario may have a second one."""
-    scenario = folder.name.removesuffix("-ranking")
+    """What the runs of a folder were made with; a scenario may have several, named after it."""
+    scenario = next(name for name in SCENARIOS if folder.name.startswith(name))
     runs = [path.stem.removeprefix("real-").rsplit("-", 1)[0] for path in folder.glob("real-*.npz")]
     first = SCENARIOS[scenario].policy
     policies = (first, *sorted(set(runs) - {first}))
