@@ -184,9 +184,10 @@ def test_figures_are_the_times_the_server_takes(stand: Stand) -> None:
     assert TOKEN_S * 392 < prefill < TOKEN_S * 408 + 0.1  # 400 tokens by the server's count, its template's included
     for batch in (1, 2):
         point = Point(model, "decode", tokens=10, depth=40, batch=batch)
-        # a single sample is short where its first token was read late
+        # from the first token read to the last: short where the first was read late, as on a busy machine it may be;
+        # one interval too many or too few would be a tenth
         step = statistics.median(instance.measure(point).seconds for _ in range(5))
-        assert STEP_S < step < 2.5 * STEP_S
+        assert 0.95 * STEP_S < step < 2.5 * STEP_S
     assert instance.unload().seconds > UNLOAD_S
     assert stand.loaded == ""
 
