@@ -45,6 +45,7 @@ class Clairvoyant(Planner):
             base,
             base_settings,
             samples=1,
+            batch=1,
             horizon_s=horizon_s,
             width=width,
             caution=0.0,
@@ -66,7 +67,7 @@ class Clairvoyant(Planner):
         rule.knobs = rule.knobs._replace(eviction=float(BELADY))
         return rule
 
-    def _worlds(self, simulation: Simulation) -> list[Snapshot]:
+    def _worlds(self, simulation: Simulation, count: int) -> list[Snapshot]:
         return [true_world(simulation, self.horizon_s)]
 
     def _tell(self, memory: Any, count: int) -> None:

@@ -1,11 +1,13 @@
-"""Look-ahead by rollouts: policy improvement over a base rule. Source: Bertsekas and Castanon 1999; parallel rollout, 2004.
+"""Look-ahead by rollouts: policy improvement over a base rule. Source: Bertsekas and Castanon 1999; parallel rollout, 2004;
+races of Maron and Moore 1994.
 
-Each candidate action is tried in `samples` imagined worlds (`mmsched_env.imagine`: lengths drawn from their predictions,
+Each candidate action is tried in imagined worlds (`mmsched_env.imagine`: lengths drawn from their predictions,
 arrivals from observed rates, nothing hidden is read), the base rule deciding from then on until all requests there are
-served. The worlds are the same for all candidates. The candidate of the least flow time is taken, if it beats the
-base rule's own action by more than `caution` standard errors. Candidates are what the base and other rules would do,
-waiting, and legal dispatches of the oldest requests and unloads. A learned policy may lead: then its action, not the base rule's, is
-the one to beat.
+served. The worlds are the same for all candidates. They race: after every `batch` worlds those leave that are behind the base
+rule's own action by more than `caution` standard errors, until `samples` worlds have been seen or nobody is left. The candidate
+of the least flow time is taken, if it beats the base rule's action by more than `caution` standard errors. Candidates are
+what the base and other rules would do, waiting, and legal dispatches of the oldest requests and unloads. A learned policy may
+lead: then its action, not the base rule's, is the one to beat.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 
 from mmsched_env.action import ActionLayout, Kind
 from mmsched_env.core import Simulation, Snapshot
-from mmsched_env.errors import MmschedError, unknown_name
+from mmsched_env.errors import ConfigError, MmschedError, unknown_name
 from mmsched_env.imagine import imagined_worlds
 from mmsched_env.observation import BLOCKS
 from mmsched_env.policy import Policy
@@ -55,7 +57,9 @@ class Planner:
     lead
         Policy that decides where nothing else does better, by its checkpoint's path or its name; empty: the base rule.
     samples
-        Imagined worlds.
+        Imagined worlds at most.
+    batch
+        Imagined worlds between two looks at who is still in the race.
     horizon_s
         Seconds of arrivals in them.
     width
@@ -70,7 +74,7 @@ class Planner:
     Raises
     ------
     ConfigError
-        An unknown base rule, or a checkpoint that cannot be used.
+        An unknown base rule, a number of worlds, candidates or decisions below one, or a checkpoint that cannot be used.
     """
 
     is_bound = False
@@ -80,7 +84,8 @@ class Planner:
         base: str = "composite",
         base_settings: Mapping[str, Any] = MappingProxyType({}),
         lead: str = "",
-        samples: int = 8,
+        samples: int = 32,
+        batch: int = 4,
         horizon_s: float = 60.0,
         width: int = 6,
         caution: float = 2.0,
@@ -89,10 +94,14 @@ class Planner:
     ) -> None:
         if base not in RULES:
             raise unknown_name("base rule", base, RULES)
+        for name, number in {"samples": samples, "batch": batch, "width": width, "max_rounds": max_rounds}.items():
+            if number < 1:
+                raise ConfigError(f"planner: {name} is {number}; accepted: at least 1")
         self.base_settings = dict(base_settings)
         self._lead = _leading(lead) if lead else None
-        self.base, self.samples, self.horizon_s, self.width = base, int(samples), float(horizon_s), int(width)
-        self.caution, self.sigma, self.max_rounds = float(caution), float(sigma), int(max_rounds)
+        self.base, self.samples, self.batch, self.width = base, int(samples), int(batch), int(width)
+        self.horizon_s, self.caution, self.sigma = float(horizon_s), float(caution), float(sigma)
+        self.max_rounds = int(max_rounds)
         self._stretch = max(1, self.max_rounds - 1)
         """decisions in compiled code between two calls of `_tell`"""
 
@@ -110,13 +119,10 @@ class Planner:
     def attach(self, simulation: Simulation) -> None:
         """Plan for environment 0 of `simulation`."""
         self._source = simulation
-        self._branches = Simulation(simulation.config, self.width * self._num_worlds())
+        self._branches = Simulation(simulation.config, self.width * min(self.batch, self.samples))
 
-    def _num_worlds(self) -> int:
-        return self.samples
-
-    def _worlds(self, simulation: Simulation) -> list[Snapshot]:
-        return imagined_worlds(simulation, self.samples, self.horizon_s, self.sigma, self._rng)
+    def _worlds(self, simulation: Simulation, count: int) -> list[Snapshot]:
+        return imagined_worlds(simulation, count, self.horizon_s, self.sigma, self._rng)
 
     def act(self, observation: Mapping[str, NDArray[Any]], mask: NDArray[Any]) -> int:
         """The candidate of the least expected flow time.
@@ -128,7 +134,7 @@ class Planner:
         """
         if self._source is None:
             raise MmschedError("the planner needs the simulation it decides for; accepted: attach() before act()")
-        worlds = self._worlds(self._source)
+        worlds = self._worlds(self._source, min(self.batch, self.samples))
         self._branches.restore(worlds[0], slice(0, 1))
         # Rules look at every decision point, also where there is no choice: they remember.
         proposals = [self._proposal(rule) for rule in self._rules]
@@ -136,13 +142,29 @@ class Planner:
         candidates = self._candidates([*first, *proposals], np.flatnonzero(mask))
         if len(candidates) == 1:
             return candidates[0]
+        return self._race(self._source, candidates, worlds)
+
+    def _race(self, source: Simulation, candidates: list[int], worlds: list[Snapshot]) -> int:
+        """The candidate that beats the first beyond doubt and by most, or the first."""
+        gains = self._gains(candidates, worlds)
+        while True:
+            mean, error = _mean_and_error(gains)
+            left = self.samples - len(gains)
+            # the first gains nothing over itself; one that has made no difference yet is thought to make none
+            racing = [0, *np.flatnonzero(mean + self.caution * error > 0)]
+            if left == 0 or len(racing) == 1:
+                return candidates[int(np.argmax(mean - self.caution * error))]
+            candidates = [candidates[i] for i in racing]
+            more = self._gains(candidates, self._worlds(source, min(self.batch, left)))
+            gains = np.concatenate([gains[:, racing], more])
+
+    def _gains(self, candidates: list[int], worlds: list[Snapshot]) -> NDArray[np.float64]:
+        """[W, C] reward of each candidate over the first's, in each world."""
         count = len(candidates)
         for w, world in enumerate(worlds):
             self._branches.restore(world, slice(w * count, (w + 1) * count))
         rewards = self._roll(np.tile(candidates, len(worlds))).reshape(len(worlds), count)
-        gain = rewards - rewards[:, :1]
-        error = gain.std(axis=0, ddof=1) / np.sqrt(len(worlds)) if len(worlds) > 1 else np.zeros(count)
-        return candidates[int(np.argmax(gain.mean(axis=0) - self.caution * error))]
+        return rewards - rewards[:, :1]
 
     def _proposal(self, rule: RulePolicy) -> int:
         """What the rule would do now."""
@@ -184,6 +206,13 @@ class Planner:
             self._tell(memory, count)
             base.play_batch(branches, memory, self._stretch, rewards)
         return rewards
+
+
+def _mean_and_error(gains: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """[C] mean over worlds and its standard error, 0 for a single world."""
+    worlds = len(gains)
+    error = gains.std(axis=0, ddof=1) / np.sqrt(worlds) if worlds > 1 else np.zeros(gains.shape[1])
+    return gains.mean(axis=0), error
 
 
 def _leading(policy: str) -> Policy:

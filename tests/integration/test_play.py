@@ -87,7 +87,7 @@ def test_rollouts_in_compiled_code_are_those_of_one_decision_at_a_time() -> None
             observation = {key: values[0] for key, values in simulation.current.observation().items()}
             action[0] = planner.act(observation, simulation.current.mask[0])
             legal = np.flatnonzero(simulation.current.mask[0])[:4]
-            for w, world in enumerate(planner._worlds(simulation)):
+            for w, world in enumerate(planner._worlds(simulation, 2)):
                 planner._branches.restore(world, slice(w * len(legal), (w + 1) * len(legal)))
             rewards.append(planner._roll(np.tile(legal, 2)).tolist())
             simulation.step(action)
