@@ -50,6 +50,10 @@ class ImprovementConfig:
     is a chance to go round in circles where no rollout has been"""
     horizon_s: float = 60.0
     """arrivals later than this do not take part"""
+    worlds: int = 0
+    """imagined futures (`mmsched_env.imagine`) over which a candidate's gain is averaged; 0: the episode's own alone"""
+    sigma: float = 0.5
+    """in imagined futures: spread the length predictions are taken to have"""
     share: float = 0.1
     """share of the decisions of an episode that are looked into"""
     learning_rate: float = 2e-3
@@ -71,7 +75,8 @@ class ImprovementConfig:
         _require(0 < self.share <= 1, "share", self.share, "a number in (0, 1]", "agent.improvement.")
         for key in ("horizon_s", "learning_rate"):
             _require(getattr(self, key) > 0, key, getattr(self, key), "a number > 0", "agent.improvement.")
-        for key in ("anchor", "toll"):
+        _require(self.worlds >= 0, "worlds", self.worlds, "a whole number >= 0", "agent.improvement.")
+        for key in ("anchor", "toll", "sigma"):
             _require(getattr(self, key) >= 0, key, getattr(self, key), "a number >= 0", "agent.improvement.")
         ok = len(self.cautions) > 0 and min(self.cautions) >= 0
         _require(ok, "cautions", self.cautions, "one or more numbers >= 0", "agent.improvement.")

@@ -42,16 +42,16 @@ BEFORE_ARRIVAL = {
 
 
 def imagined_worlds(
-    simulation: Simulation, count: int, horizon_s: float, sigma: float, rng: np.random.Generator
+    simulation: Simulation, count: int, horizon_s: float, sigma: float, rng: np.random.Generator, env: int = 0
 ) -> list[Snapshot]:
-    """`count` worlds that all look like environment 0 of `simulation` does now to a policy, with `horizon_s` of arrivals.
+    """`count` worlds that all look like environment `env` of `simulation` does now to a policy, with `horizon_s` of arrivals.
 
     Parameters
     ----------
     sigma
         Spread the length predictions are taken to have: standard deviation of the logarithm of their error.
     """
-    seen = simulation.snapshot(0)
+    seen = simulation.snapshot(env)
     state, requests = seen.state.copy(), seen.requests.copy()
     arrived = int(state["num_arrived"][0])
     tokens = np.zeros((1, len(requests)), np.int64)
@@ -62,7 +62,7 @@ def imagined_worlds(
     past["unloaded_s"] = past["predicted_unloaded_s"]
     least = np.maximum(tokens[0, :arrived], past["generated"] + 1)
     going_on = (past["phase"] != DONE) & (past["phase"] != DROPPED)
-    rates = simulation.current.records["models"]["arrivals_per_s"][0]
+    rates = simulation.current.records["models"]["arrivals_per_s"][env]
     worlds = []
     for _ in range(count):
         present = past.copy()

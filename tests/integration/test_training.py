@@ -31,6 +31,7 @@ from mmsched_env.agents.curriculum import eased
 from mmsched_env.agents.export import export
 from mmsched_env.agents.learner import BatchRule
 from mmsched_env.agents.loader import load_policy
+from mmsched_env.agents.rollouts import Explorer
 from mmsched_env.agents.sb3_vec_env import ServingSB3VecEnv
 from mmsched_env.agents.train import train
 from mmsched_env.agents.validation import Validator
@@ -266,6 +267,23 @@ def test_stages_improve_and_keep_the_best(tmp_path):
     network = load_policy(tmp_path / "best.zip").network
     assert simulations(network).score == pytest.approx(min(scores), rel=1e-5)
     assert best.num_steps <= result.num_steps
+
+
+def test_gains_may_be_averaged_over_imagined_futures(warm):
+    """Of the same states and candidates; what the rule does gains nothing in any, and in more of them chance counts for less."""
+    network = load_policy(warm).network
+
+    def gains(worlds):
+        settings = ImprovementConfig(states=24, width=4, share=0.5, worlds=worlds)
+        return Explorer(BUSY, WARM.advisers, settings, seed=3, num_envs=4).gather(network, 24)
+
+    own, one, few, many = (gains(worlds) for worlds in (0, 1, 4, 64))
+    np.testing.assert_array_equal(one.gains, gains(1).gains)
+    for found in (one, few, many):
+        np.testing.assert_array_equal(found.candidates, own.candidates)
+        np.testing.assert_array_equal(found.observation["queue"], own.observation["queue"])
+        assert not found.gains[found.candidates == found.candidates[:, :1]].any()
+    assert 0 < np.abs(few.gains - many.gains).mean() < np.abs(one.gains - many.gains).mean()
 
 
 @pytest.mark.slow

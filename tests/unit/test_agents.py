@@ -374,6 +374,7 @@ def test_yaml_and_dataclass_have_the_same_values():
         ({"num_envs": 0}, "num_envs is 0"),
         ({"agent": {"imitation": {"steps": 0}}}, "agent.imitation.steps is 0"),
         ({"agent": {"improvement": {"width": 1}}}, "agent.improvement.width is 1"),
+        ({"agent": {"improvement": {"worlds": -1}}}, "agent.improvement.worlds is -1"),
         ({"agent": {"improvement": {"cautions": [-1.0]}}}, "agent.improvement.cautions is"),
     ],
 )

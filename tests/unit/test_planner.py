@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from mmsched_env.baselines.planner import Planner
 from mmsched_env.bounds.tiny import tiny_config, tiny_trace
 from mmsched_env.core import Simulation
 from mmsched_env.errors import ConfigError, MmschedError
@@ -144,6 +146,37 @@ def test_where_nothing_is_better_the_base_rule_decides_or_the_policy_that_leads(
     assert [action for _, action in played(led, trace)] == alone["least_loaded"]
 
 
+def raced(monkeypatch: pytest.MonkeyPatch, gain_of: dict[int, float], **settings: int) -> tuple[int, list[list[int]]]:
+    """Who wins, and who was in the race at each look, where candidate `c` gains `gain_of[c]` and a noise of 0.1."""
+    planner, looks = Planner(**settings), []
+    planner._rng = np.random.default_rng(0)
+
+    def gains(candidates: list[int], worlds: list[int]) -> NDArray[np.float64]:
+        looks.append(candidates)
+        noise = 0.1 * planner._rng.standard_normal((len(worlds), len(candidates)))
+        made: NDArray[np.float64] = np.array([gain_of[c] for c in candidates]) + noise
+        return np.where(np.array(candidates) == candidates[0], 0.0, made)
+
+    monkeypatch.setattr(planner, "_gains", gains)
+    monkeypatch.setattr(planner, "_worlds", lambda simulation, count: list(range(count)))
+    simulation = Simulation(CONFIG, 1)
+    return planner._race(simulation, list(gain_of), list(range(planner.batch))), looks
+
+
+def test_candidates_that_are_behind_leave_the_race(monkeypatch: pytest.MonkeyPatch) -> None:
+    winner, looks = raced(monkeypatch, {7: 0.0, 3: 1.0, 5: -1.0, 4: 1.1}, samples=10, batch=4)
+    assert winner == 4
+    assert looks == [[7, 3, 5, 4], [7, 3, 4], [7, 3, 4]]
+
+
+def test_a_race_of_one_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert raced(monkeypatch, {7: 0.0, 3: -1.0, 5: -1.0}, samples=100, batch=4) == (7, [[7, 3, 5]])
+
+
+def test_a_race_without_a_second_look_weighs_all_worlds_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert raced(monkeypatch, {7: 0.0, 3: 1.0, 5: -1.0}, samples=6, batch=6) == (3, [[7, 3, 5]])
+
+
 def test_a_bound_is_marked_and_a_planner_is_none() -> None:
     label, clairvoyant = make_policy("clairvoyant")
     assert label == "clairvoyant (bound)"
@@ -164,3 +197,6 @@ def test_a_planner_needs_its_simulation_and_a_base_rule() -> None:
         planner.act(observation, simulation.current.mask[0])
     with pytest.raises(ConfigError, match=r"unknown base rule 'met' \(did you mean 'mect'"):
         make_policy({"name": "planner", "base": "met"})
+    for name in ("samples", "batch", "width", "max_rounds"):
+        with pytest.raises(ConfigError, match=f"^planner: {name} is 0; accepted: at least 1$"):
+            make_policy({"name": "planner", name: 0})
