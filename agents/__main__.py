@@ -16,8 +16,8 @@ from .config import TrainConfig
 COMMAND = "train"
 
 
-def run(config: DictConfig) -> None:
-    """Build the `TrainConfig`, train, and say where the checkpoint is."""
+def run(config: DictConfig) -> float:
+    """Build the `TrainConfig`, train, and say where the checkpoint is; returns the best validation's score, for sweepers."""
     values = OmegaConf.to_container(config, resolve=True)
     assert isinstance(values, dict)
     keys = {field.name for field in dataclasses.fields(TrainConfig)} - {"envs", "run_dir"}
@@ -29,10 +29,10 @@ def run(config: DictConfig) -> None:
     from .train import train  # torch takes seconds to import: not for a wrong setting or --help
 
     result = train(build(TrainConfig, own | {"envs": envs, "run_dir": hydra_app.output_folder()}))
-    if not result.stopped:
-        print(f"trained {result.num_steps:,} steps: {result.checkpoint}")
     if result.stopped:
         raise SystemExit(130)
+    print(f"trained {result.num_steps:,} steps: {result.checkpoint}")
+    return result.best_score
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -52,7 +52,7 @@ Model = AnchoredPPO | MaskedDQN
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What came of a training run. Figures are means over its last 100 training episodes, NaN if none ended."""
+    """What came of a training run. Returns and attainment are means over its last 100 training episodes, NaN if none ended."""
 
     checkpoint: Path
     num_steps: int
@@ -60,6 +60,8 @@ class TrainResult:
     """ended by a signal before `total_steps`"""
     mean_return: float
     slo_attainment: float
+    best_score: float
+    """least mean E2E over the validation rule's, geometric mean over scenarios, NaN without validations"""
 
 
 def train(config: TrainConfig) -> TrainResult:
@@ -116,6 +118,7 @@ def train(config: TrainConfig) -> TrainResult:
         stopped=stopped,
         mean_return=float(np.mean(returns)) if returns else float("nan"),
         slo_attainment=metrics.mean("slo_attainment"),
+        best_score=validations.best if validations is not None else float("nan"),
     )
 
 

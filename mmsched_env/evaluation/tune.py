@@ -83,16 +83,24 @@ def _simulation(scenario: str) -> Simulation:
     return Simulation(hydra_app.env_config_of(config), 1)
 
 
-class KeepBest(Callback):
-    """Goes on with a study that was stopped, and writes what a search has found."""
+class GoOn(Callback):
+    """Goes on with an Optuna study that was stopped."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Trials of before count."""
-        hydra_app.with_one_line_errors(lambda: check(config))
         Path(config.out).mkdir(parents=True, exist_ok=True)
         with open_dict(config):
             sweeper = config.hydra.sweeper
             sweeper.n_trials = max(0, sweeper.n_trials - _finished_trials(sweeper.storage, sweeper.study_name))
+
+
+class KeepBest(GoOn):
+    """The same, and writes what a search has found."""
+
+    def on_multirun_start(self, config: DictConfig, **more: Any) -> None:
+        """Before the first trial."""
+        hydra_app.with_one_line_errors(lambda: check(config))
+        super().on_multirun_start(config, **more)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Add to ``<family>.yaml`` the best trial's settings, if they are better on traces that the search has not seen."""

@@ -38,3 +38,23 @@ def test_bad_values_are_one_line(tmp_path: Path) -> None:
     for bad, words in (("traces=0", "traces is 0"), ("family.scenarios=[no-such]", "unknown scenario 'no-such'")):
         done = tune(tmp_path, bad)
         assert done.returncode == 2 and words in done.stderr, done.stderr
+
+
+def search(cwd: Path, trials: int) -> str:
+    """Trials of `experiment=search`, as small as they can be."""
+    brief = ["num_envs=4", "agent.improvement.rounds=1", "agent.improvement.states=16", "validation_episodes=1"]
+    command = [sys.executable, "-m", "mmsched_env", "train", "-m", "experiment=search", *brief]
+    command += ["workload.num_requests=10", f"hydra.sweeper.n_trials={trials}", "out=runs/search"]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_an_agents_settings_are_searched_by_its_validation(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    assert search(tmp_path, 1).count("trained") == 1
+    assert search(tmp_path, 2).count("trained") == 1, "the trial of before counts"
+    found = yaml.safe_load((tmp_path / "runs/search/optimization_results.yaml").read_text())
+    assert {"agent.improvement.toll", "agent.improvement.worlds"} <= set(found["best_params"])
+    assert 0 < found["best_value"] <= 1, "the rule's own decisions, before the improvement, score 1"
+    assert len(list((tmp_path / "runs/search").glob("*/best.zip"))) == 2
