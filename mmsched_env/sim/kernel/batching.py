@@ -34,9 +34,7 @@ from .transfers import set_slow
 @compiled
 def context_tokens(request):
     """Tokens in the request's KV cache, wherever that is."""
-    if request.prefilled < request.prefill_target:
-        return request.prefilled
-    return request.prompt_tokens + request.image_tokens + request.generated
+    return request.prompt_tokens + request.image_tokens + request.generated - request.prefill_left
 
 
 @compiled
@@ -53,7 +51,7 @@ def join_waiting(s, r, log, i):
     for b in range(s.seat.shape[1]):
         j = s.seat[i, b]
         if j >= 0 and r[j].phase == BOUND and r[j].saved_host < 0:
-            r[j].phase = PREFILL if r[j].prefilled < r[j].prefill_target else DECODE
+            r[j].phase = PREFILL if r[j].prefill_left > 0 else DECODE
             s.num_running[i] += 1
             record(s, log, events.START, j, i, r[j].model, s.inst_level[i], 0.0)
 
@@ -120,8 +118,8 @@ def plan_prompt(s, p, r, i, j, decoders, context):
         s.it_gpu[i] = r[j].image_tokens * p.encode_s[m, g]
         s.it_cpu[i] = 0.0
         return
-    tokens = min(p.ubatch_tokens, r[j].prefill_target - r[j].prefilled)
-    area = tokens * (r[j].prefilled + 0.5 * tokens)
+    tokens = min(p.ubatch_tokens, r[j].prefill_left)
+    area = tokens * (context_tokens(r[j]) + 0.5 * tokens)
     s.it_kind[i] = CHUNK
     s.it_tokens[i] = tokens
     s.it_const[i] = chunk_const(p, m, g, k, tokens)
@@ -293,8 +291,8 @@ def end_iterations(s, p, r, i):
             if t >= 0 and r[t].phase == DECODE:
                 r[t].generated += count
     if kind == CHUNK:
-        r[j].prefilled += s.it_tokens[i]
-        if r[j].prefilled >= r[j].prefill_target:
+        r[j].prefill_left -= s.it_tokens[i]
+        if r[j].prefill_left == 0:
             r[j].phase = DECODE
             r[j].generated += 1
             return j

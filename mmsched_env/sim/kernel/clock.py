@@ -131,7 +131,7 @@ def end_of_unit(s, p, r, log, unit):
     if unit < instances:
         end_stage(s, p, r, log, unit)
     else:
-        end_restore(s, r, log, unit - instances)
+        end_restore(s, p, r, log, unit - instances)
 
 
 @compiled

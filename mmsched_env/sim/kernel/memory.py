@@ -171,10 +171,21 @@ def admit_to_cache(s, p, h, m):
 
 
 @compiled
-def drop_saved(s, request):
+def kv_bytes(p, m, k, tokens):
+    """Of so many context tokens at level k, GPU and host taken together."""
+    return tokens * (p.kv_gpu_bytes[m, k] + p.kv_cpu_bytes[m, k])
+
+
+@compiled
+def saved_bytes(p, request):
+    """Host RAM taken by the request's saved KV."""
+    return kv_bytes(p, request.model, request.saved_level, request.saved_tokens)
+
+
+@compiled
+def drop_saved(s, p, request):
     """Free the request's saved KV; what it held must be prefilled again."""
     if request.saved_host >= 0:
-        s.host_swap[request.saved_host] -= request.saved_bytes
+        s.host_swap[request.saved_host] -= saved_bytes(p, request)
         request.saved_host = -1
-        request.saved_bytes = 0
         request.saved_tokens = 0

@@ -23,16 +23,15 @@ from . import waiting
 from .batching import resident_tokens, stop_soon
 from .costs import prefill_seconds
 from .logbook import record
-from .memory import drop_saved, gpu_of, kv_tokens_reserved, mark, reserve_kv, swap_free
+from .memory import drop_saved, gpu_of, kv_bytes, kv_tokens_reserved, mark, reserve_kv, saved_bytes, swap_free
 from .transfers import link_in_resource, start_unit
 
 
 @compiled
 def start_over(request):
     """The request has no KV cache: prompt, image and what it has generated so far must be prefilled."""
-    request.prefilled = 0
     request.encoded = 0
-    request.prefill_target = request.prompt_tokens + request.image_tokens + request.generated
+    request.prefill_left = request.prompt_tokens + request.image_tokens + request.generated
 
 
 @compiled
@@ -48,7 +47,7 @@ def bind(s, p, r, log, j, i):
     s.reserved_tokens[i] += kv_tokens_reserved(r[j])
     reserve_kv(s, p, r[j], i, s.inst_level[i], 1)
     if r[j].saved_host >= 0 and r[j].saved_host != p.gpu_host[g]:
-        drop_saved(s, r[j])
+        drop_saved(s, p, r[j])
         start_over(r[j])
     r[j].phase = BOUND
     r[j].instance = i
@@ -100,10 +99,10 @@ def start_restores(s, p, r, log):
 
 
 @compiled
-def end_restore(s, r, log, i):
+def end_restore(s, p, r, log, i):
     j = s.restore_request[i]
     s.restore_request[i] = -1
-    drop_saved(s, r[j])
+    drop_saved(s, p, r[j])
     r[j].phase = BOUND
     record(s, log, events.RESTORE_END, j, i, r[j].model, s.inst_level[i], 0.0)
     stop_soon(s, i)
@@ -116,7 +115,7 @@ def worth_saving(s, p, request, i, tokens):
     g = gpu_of(s, i)
     m = request.model
     k = s.inst_level[i]
-    size = tokens * (p.kv_gpu_bytes[m, k] + p.kv_cpu_bytes[m, k])
+    size = kv_bytes(p, m, k, tokens)
     if p.preempt_mode == RECOMPUTE or size > swap_free(s, p, p.gpu_host[g]):
         return False
     if p.preempt_mode == CHEAPER:
@@ -147,9 +146,9 @@ def take_off(s, p, r, log, i, b):
         if tokens > 0 and worth_saving(s, p, r[j], i, tokens):
             r[j].phase = SAVING
             r[j].saved_tokens = tokens
-            r[j].saved_bytes = tokens * (p.kv_gpu_bytes[m, k] + p.kv_cpu_bytes[m, k])
             r[j].saved_host = p.gpu_host[g]
-            s.host_swap[p.gpu_host[g]] += r[j].saved_bytes
+            r[j].saved_level = k
+            s.host_swap[p.gpu_host[g]] += saved_bytes(p, r[j])
             record(s, log, events.PREEMPT, j, i, m, k, tokens)
             return tokens * p.kv_gpu_bytes[m, k]
         start_over(r[j])
@@ -169,7 +168,7 @@ def drop_time(p, request):
 def drop(s, p, r, log, j):
     """Waiting request j leaves unserved, charged as if it had stayed until its penalty time."""
     waiting.remove(s, r, j)
-    drop_saved(s, r[j])
+    drop_saved(s, p, r[j])
     r[j].phase = DROPPED
     r[j].charged_until_s = max(s.now, r[j].arrival_s + p.drop_penalty * r[j].predicted_slo_e2e_s)
     charge = r[j].weight * (r[j].charged_until_s - s.now)
