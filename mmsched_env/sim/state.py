@@ -199,11 +199,15 @@ STATE: tuple[Field, ...] = (
     ("it_share_gpu", "I", "f8", "how many times as long the GPU part takes, in force; 0: not counted yet"),
     ("it_share_cpu", "I", "f8", "how many times as long the CPU part takes, in force"),
     ("inst_busy", "I", "i4", "1: was iterating when last looked at (for the log)"),
+    ("stirred", "G", "i1", "1: something on it has begun, ended or come to end at another time since next_event"),
+    ("gpu_next", "G", "f8", "s, when something on it ends next, unless it is stirred; inf: never"),
     ("gpu_busy", "G", "i4", "instances whose iteration uses the GPU"),
+    ("gpu_on_cpu", "G", "i4", "instances whose iteration uses the CPU of its host"),
     ("cpu_busy", "H", "i4", "instances whose iteration uses the host CPU"),
     ("gpu_iterating", "G", "i4", "instances that run an iteration"),
     ("host_iterating", "H", "i4", "GPUs on which an iteration runs"),
     ("gpu_operations", "G", "i4", "operations and KV restores under way"),
+    ("host_stirred", "H", "i1", "scratch: 1: some GPU of it is; 0 between uses"),
     # operations and transfers; unit i is instance i's operation, unit I + i its restore
     ("op", "I", "i4", "NO_OP .. OP_RESIZE"),
     ("op_stage", "I", "i4", "running stage"),
@@ -220,7 +224,8 @@ STATE: tuple[Field, ...] = (
     ("unit_slow", "U", "f8", "how many times as long it takes because of what the GPU does beside it, in force"),
     ("unit_since", "U", "f8", "s"),
     ("unit_end", "U", "f8", "s, end of delay or transfer; inf: none"),
-    ("resource_dirty", "R", "i4", "1: its shares must be computed again"),
+    ("resource_dirty", "R", "i1", "1: its shares must be computed again"),
+    ("crossing", "U", "i4", "scratch: the units that cross a resource"),
     # counters for reports
     ("gpu_busy_s", "G", "f8", "s with at least one iteration"),
     ("num_loads", "", "i4", "count"),
@@ -230,6 +235,7 @@ STATE: tuple[Field, ...] = (
     ("num_resizes", "", "i4", "count"),
     # legality of every action at the present instant
     ("mask", "A", "i1", "1: legal"),
+    ("mask_rows", "", "i4", "window slots whose DISPATCH actions it was last written for; 0 from there on"),
     ("started", "", "i4", "0: a fresh record, its first decision point is still to be found"),
     # what the observation written last holds (encoder.py)
     ("encoded", "", "i4", "0: nothing of this episode"),

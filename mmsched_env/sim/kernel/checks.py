@@ -196,6 +196,9 @@ def check_instances(s):
             return CLOCK
         if s.it_kind[i] == NO_ITERATION and s.it_end[i] < np.inf:
             return CLOCK
+        g = gpu_of(s, i)
+        if s.stirred[g] == 0 and min(s.it_end[i], s.unit_end[i], s.unit_end[instances + i]) < s.gpu_next[g]:
+            return CLOCK
     return FINE
 
 

@@ -23,7 +23,7 @@ from . import waiting
 from .batching import resident_tokens, stop_soon
 from .costs import prefill_seconds
 from .logbook import record
-from .memory import drop_saved, gpu_of, kv_bytes, kv_tokens_reserved, mark, reserve_kv, saved_bytes, swap_free
+from .memory import drop_saved, gpu_of, kv_bytes, kv_tokens_reserved, mark, reserve_kv, saved_bytes, slots_of, swap_free
 from .transfers import link_in_resource, start_unit
 
 
@@ -74,28 +74,34 @@ def free_seat(s, p, r, i, b):
 @compiled
 def start_restores(s, p, r, log):
     """Bring saved KV back to the GPU, one request at a time on each instance, oldest first, while others decode."""
-    instances = s.inst_phase.shape[0]
-    for i in range(instances):
-        if s.inst_phase[i] != READY or s.inst_pending[i] != NO_PENDING or s.num_seated[i] == 0:
-            continue
-        if s.unit_phase[instances + i] != UNIT_IDLE:
-            continue
-        oldest = -1
-        for b in range(s.seat.shape[1]):
-            j = s.seat[i, b]
-            if j >= 0 and r[j].phase == BOUND and r[j].saved_host >= 0 and (oldest < 0 or j < oldest):
-                oldest = j
-        if oldest < 0:
-            continue
-        g = gpu_of(s, i)
-        m = s.inst_model[i]
-        k = s.inst_level[i]
-        mark(s, i)
-        r[oldest].phase = RESTORING
-        s.restore_request[i] = oldest
-        record(s, log, events.RESTORE_START, oldest, i, m, k, r[oldest].saved_tokens)
-        moved = r[oldest].saved_tokens * p.kv_gpu_bytes[m, k]
-        start_unit(s, instances + i, p.save_s[g], moved, link_in_resource(s, g), p.kv_in_cap[g])
+    for g in range(s.stirred.shape[0]):
+        if s.stirred[g] == 1:
+            for i in slots_of(s, g):
+                if s.inst_phase[i] == READY and s.inst_pending[i] == NO_PENDING and s.num_seated[i] > 0:
+                    start_restore(s, p, r, log, i, g)
+
+
+@compiled
+def start_restore(s, p, r, log, i, g):
+    """The oldest request on instance i whose KV is saved, unless another one's is on its way."""
+    unit = s.inst_phase.shape[0] + i
+    if s.unit_phase[unit] != UNIT_IDLE:
+        return
+    oldest = -1
+    for b in range(s.seat.shape[1]):
+        j = s.seat[i, b]
+        if j >= 0 and r[j].phase == BOUND and r[j].saved_host >= 0 and (oldest < 0 or j < oldest):
+            oldest = j
+    if oldest < 0:
+        return
+    m = s.inst_model[i]
+    k = s.inst_level[i]
+    mark(s, i)
+    r[oldest].phase = RESTORING
+    s.restore_request[i] = oldest
+    record(s, log, events.RESTORE_START, oldest, i, m, k, r[oldest].saved_tokens)
+    moved = r[oldest].saved_tokens * p.kv_gpu_bytes[m, k]
+    start_unit(s, unit, p.save_s[g], moved, link_in_resource(s, g), p.kv_in_cap[g])
 
 
 @compiled
