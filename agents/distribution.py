@@ -27,9 +27,9 @@ class MaskedCategorical(MaskableCategoricalDistribution):
 
     def apply_masking(self, masks: Any) -> None:
         if masks is not None:
-            masks = masks if isinstance(masks, Tensor) else torch.as_tensor(masks, device=self.logits.device)
-            legal = masks.reshape(self.logits.shape).bool()
-            self.logits = self.logits.masked_fill(~legal, ILLEGAL)
+            legal = torch.as_tensor(masks, dtype=self.logits.dtype, device=self.logits.device)
+            # added, not filled in: nothing to be undone in the gradient, which is 0 there by the softmax
+            self.logits = self.logits.add(1 - legal.reshape(self.logits.shape), alpha=ILLEGAL)
 
     def log_prob(self, actions: Tensor) -> Tensor:
         return self.logits.log_softmax(-1).gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
