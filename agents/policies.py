@@ -106,9 +106,10 @@ class Scorer(nn.Module):
         of_model = models.flatten(0, 1)  # row b M + m
         first = torch.arange(batch, device=models.device) * num_models
         of_request = of_model[first[seen.request_env] + seen.request_model]
-        requests = torch.relu(self.embed["queue"](seen.requests) + of_request)
-        of_instance = of_model[first.view(-1, 1, 1) + seen.instance_model] + gpus.unsqueeze(2)
-        instances = torch.relu(self.embed["instances"](seen.instances) + of_instance)
+        # in place: what is large is limited by memory, and a new result is a pass more through it
+        requests = self.embed["queue"](seen.requests).add_(of_request).relu_()
+        of_instance = of_model[first.view(-1, 1, 1) + seen.instance_model].add_(gpus.unsqueeze(2))
+        instances = self.embed["instances"](seen.instances).add_(of_instance).relu_()
         on_gpu = (instances * seen.instance_present).sum(2)
         gpus = torch.relu(gpus + self.gpu_from_instances(on_gpu))
         waiting = sums(requests, seen.request_env, batch)
@@ -126,13 +127,13 @@ class Scorer(nn.Module):
         request = self.pair_from_request(requests + summary[seen.request_env])
         pair_gpu = seen.request_env[seen.pair_request] * num_gpus + seen.pair_gpu  # row b G + g
         gpu = self.pair_from_gpu(gpus).flatten(0, 1)
-        pairs = torch.relu(self.embed["pairs"](seen.pairs) + request[seen.pair_request] + gpu[pair_gpu])  # (P, h)
+        pairs = self.embed["pairs"](seen.pairs).add_(request[seen.pair_request]).add_(gpu[pair_gpu]).relu_()  # (P, h)
         eager = EAGERNESS * PATIENCE * self.alone
         dispatch = self.rate_pair(pairs) + eager + seen.estimates @ self.eagerness  # (P, K)
         demand = _attend(dispatch.amax(-1), pairs, pair_gpu, batch * num_gpus).view_as(gpus)
         # what all instances of a GPU have in common goes through the layer once
         common = self.instance_hidden(summary).unsqueeze(1) + self.instance_from_demand(demand)
-        change = self.rate_instance(torch.relu(self.instance_hidden(instances) + common.unsqueeze(2)))
+        change = self.rate_instance(self.instance_hidden(instances).add_(common.unsqueeze(2)).relu_())
         preempt = self.alone * (PREEMPT + IDLE * seen.idle) + change[..., :NUM_SCOPES]
         offload = self.alone * OFFLOAD + self.speed * seen.speedup + change[..., NUM_SCOPES:]
         if seen.advice is not None and seen.advised is not None:
