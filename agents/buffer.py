@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer
 from torch import Tensor
 
+from .extractors import Entities
+
 
 class TimedRolloutBuffer(MaskableDictRolloutBuffer):
     """Generalised advantage estimates with discount ``gamma exp(-t / horizon_s)`` and trace decay
@@ -29,10 +31,9 @@ class TimedRolloutBuffer(MaskableDictRolloutBuffer):
         Time constants.
     """
 
-    extract: Callable[[dict[str, Tensor]], Any] | None = None
-    """what a policy makes of observations without anything learned: done once, and minibatches have that as observations"""
-    features: Any = None
-    """of all observations, once the first minibatch has been asked for"""
+    decided_on: Callable[[], Any] | None = None
+    """gives what the policy has made, without anything learned, of the observations being added: kept in their place, and
+    minibatches have that as observations"""
 
     def __init__(
         self,
@@ -49,21 +50,26 @@ class TimedRolloutBuffer(MaskableDictRolloutBuffer):
 
     def reset(self) -> None:
         self.seconds = np.zeros((self.buffer_size, self.n_envs), np.float32)
-        self.features = None
+        self.steps: list[Any] = []
+        self.features: Any = None
         super().reset()
 
     def add(self, *args: Any, **kwargs: Any) -> None:
         self.seconds[self.pos] = self.elapsed_s()
+        if self.decided_on is not None:
+            self.observations = {}
+            self.steps.append(self.decided_on())
         super().add(*args, **kwargs)
 
     def _get_samples(self, batch_inds: NDArray[Any], env: Any = None) -> Any:
-        if self.extract is None:
+        if self.decided_on is None:
             return super()._get_samples(batch_inds, env)
         if self.features is None:
-            with torch.no_grad():
-                self.features = self.extract({key: self.to_torch(rows) for key, rows in self.observations.items()})
-            self.observations = {}
-        at = torch.as_tensor(batch_inds, device=self.device)
+            self.features = torch.cat(self.steps) if isinstance(self.steps[0], Tensor) else Entities.joined(self.steps)
+            self.steps = []
+        # SB3 numbers the rows environment by environment
+        env_of, step_of = np.divmod(batch_inds, self.buffer_size)
+        at = torch.as_tensor(step_of * self.n_envs + env_of, device=self.device)
         features: Any = self.features[at] if isinstance(self.features, Tensor) else self.features.take(at)
         return super()._get_samples(batch_inds, env)._replace(observations=features)
 

@@ -29,17 +29,20 @@ SHARING, RETURN_PRICE, HARM, LOADING = 1.0, 0.5, 0.5, 0.5
 
 
 class Rows:
-    """Named columns of a block's rows (..., F)."""
+    """Named columns of a block's rows (..., F), each picked once: for few rows that costs as much as reckoning with it."""
 
     def __init__(self, rows: Tensor, columns: dict[str, slice]) -> None:
-        self._rows = rows
-        self._columns = columns
+        self.rows = rows
+        self.columns = columns
+        self._picked: dict[str, Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:
         """(...) of a plain field, (..., K) of one with levels."""
-        column = self._columns[name]
-        chosen = self._rows[..., column]
-        return chosen.squeeze(-1) if column.stop - column.start == 1 else chosen
+        if name not in self._picked:
+            column = self.columns[name]
+            chosen = self.rows[..., column]
+            self._picked[name] = chosen.squeeze(-1) if column.stop - column.start == 1 else chosen
+        return self._picked[name]
 
 
 class GpuState:
@@ -123,15 +126,14 @@ class Own:
     """Each pair's own instance: that of the request's model on the GPU, if there is one."""
 
     def __init__(self, gpus: GpuState, model: Tensor, at: Tensor) -> None:
-        rows = gpus.instances
-        present = torch.where(rows["present"] > 0, rows["model"], -1.0)
-        self.here = present[at] == model.unsqueeze(-1)  # (P, S), one at most
+        there = Rows(gpus.instances.rows[at], gpus.instances.columns)  # (P, S, F)
+        self.here = (there["present"] > 0) & (there["model"] == model.unsqueeze(-1))  # (P, S), one at most
         self.resident = self.here.any(-1, keepdim=True)
-        self._rows, self._at = rows, at
+        self._own = Rows((there.rows * self.here.unsqueeze(-1)).sum(-2, keepdim=True), there.columns)
 
     def __getitem__(self, name: str) -> Tensor:
-        """(P, 1), zero where there is none."""
-        return (self._rows[name][self._at] * self.here).sum(-1, keepdim=True)
+        """(P, 1) of a plain field, zero where there is none."""
+        return self._own[name]
 
 
 def estimates(
@@ -183,8 +185,10 @@ def estimates(
     ready = served & (requests["ready"] > 0)
     most = urgency.new_full((count,), -9.0).scatter_reduce(0, env, urgency.masked_fill(~ready, -9.0), "amax")[env]
     first = (ready & (urgency >= most))[request_at].unsqueeze(-1) & chosen
-    least, *fields = [_decades(x) for x in (best[request_at].unsqueeze(-1), cost, wait, service, price, harm / weight)]
-    fields += [fields[0] - least, _decades(kind) - least]
+    least = best[request_at].unsqueeze(-1).expand_as(cost)
+    in_seconds = torch.stack([cost, wait, service, price, harm / weight, kind, least], -1)
+    *fields, decades_kind, least = log1p10(in_seconds.clamp(max=LONG_S)).unbind(-1)
+    fields += [fields[0] - least, decades_kind - least]
     fields += [x[request_at].unsqueeze(-1).expand_as(cost) for x in (urgency - most, urgency)]
     fields += [x.float() for x in (possible, now, chosen, first)]
     return torch.stack(fields, -1), {"cost": cost, "harm": harm, "now": now, "chosen": chosen}
@@ -251,10 +255,6 @@ def sums(rows: Tensor, at: Tensor, count: int) -> Tensor:
     """Sums (count, ...) of the rows (P, ...) that belong to each place `at` (P,). Not by index_add: ONNX has none."""
     where = at.view(-1, *[1] * (rows.dim() - 1)).expand_as(rows)
     return rows.new_zeros(count, *rows.shape[1:]).scatter_add(0, where, rows)
-
-
-def _decades(seconds: Tensor) -> Tensor:
-    return log1p10(seconds.clamp(max=LONG_S))
 
 
 def log1p10(x: Tensor) -> Tensor:

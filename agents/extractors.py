@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 import gymnasium as gym
 import torch
@@ -44,39 +46,41 @@ class Squash(nn.Module):
         return squash(rows * self.scale)
 
 
+OF_REQUESTS = ("request_env", "request_slot", "requests", "request_model")
+OF_PAIRS = ("pair_request", "pair_gpu", "pairs")
+
+
 @dataclass(frozen=True)
 class Entities:
-    """A batch of B observations as a scorer wants it: N waiting requests, P pairs of one with a GPU that is there, N'
-    instances; rows that hold nothing are left out."""
+    """A batch of B observations as a scorer wants it: N waiting requests and P pairs of one with a GPU that is there, as most
+    of the queue's rows hold nothing; GPUs, their instances and models in whole."""
 
-    sizes: tuple[int, int, int]
-    """(Q, G, S) of the layout"""
-    request_at: Tensor
-    """(N,) row b Q + q of each waiting request"""
+    num_queue: int
+    """Q of the layout"""
+    request_env: Tensor
+    """(N,) which observation each waiting request is of, ascending"""
+    request_slot: Tensor
+    """(N,) its row of the queue"""
     requests: Tensor
     """(N, F)"""
     request_model: Tensor
-    """(N,) row b M + m of its model"""
-    pair_at: Tensor
-    """(P,) row (b Q + q) G + g"""
+    """(N,)"""
     pair_request: Tensor
     """(P,) row n of its request"""
     pair_gpu: Tensor
-    """(P,) row b G + g"""
+    """(P,)"""
     pairs: Tensor
-    """(P, F + K (E + R))"""
-    estimates: Tensor
-    """(P, K, E) see estimates.py; fields of `pairs`"""
-    instance_at: Tensor
-    """(N',) row b I + i of each instance"""
+    """(P, F + K (E + R)) with E estimates and R pieces of advice for each level"""
     instances: Tensor
-    """(N', F + 1 + (2 + K) R)"""
+    """(B, G, S, F + 1 + (2 + K) R)"""
+    instance_present: Tensor
+    """(B, G, S, 1)"""
     instance_model: Tensor
-    """(N',) row b M + m"""
+    """(B, G, S)"""
     idle: Tensor
-    """(N', 1) 1 where nothing is seated on the instance"""
+    """(B, G, S, 1) 1 where nothing is seated on the instance"""
     speedup: Tensor
-    """(N', K) how much faster each level decodes, in powers of ten of the step's hundredths; 0: no such level"""
+    """(B, G, S, K) how much faster each level decodes, in powers of ten of the step's hundredths; 0: no such level"""
     gpus: Tensor
     """(B, G, F)"""
     gpu_present: Tensor
@@ -88,42 +92,48 @@ class Entities:
     whole: Tensor
     """(B, F)"""
     advised: Tensor | None
-    """(N', 2 + K) 1 at the changes of an instance that some rule would make now"""
+    """(B, G, S, 2 + K) 1 at the changes of an instance that some rule would make now"""
     advice: Tensor | None
-    """(B, A, R) 1 at the action that each of R rules would take; in `pairs` and `instances` too"""
+    """(B, R) the action that each of R rules would take; in `pairs` and `instances` too"""
+
+    @property
+    def estimates(self) -> Tensor:
+        """(P, K, E) see estimates.py; fields of `pairs`."""
+        levels, advisers = self.speedup.shape[-1], 0 if self.advice is None else self.advice.shape[1]
+        first = self.pairs.shape[1] - levels * (len(FIELDS) + advisers)
+        return self.pairs[:, first : first + levels * len(FIELDS)].unflatten(1, (levels, len(FIELDS)))
+
+    @property
+    def pair_at(self) -> Tensor:
+        """(P,) row (b Q + q) G + g."""
+        slot = self.request_env * self.num_queue + self.request_slot
+        return slot[self.pair_request] * self.gpus.shape[1] + self.pair_gpu
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All there are, by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     def take(self, at: Tensor) -> Entities:
         """Those of the observations `at` (B',), in that order."""
-        num_queue, num_gpus, num_slots = self.sizes
-        num_models, num_instances = self.models.shape[1], num_gpus * num_slots
-        request, request_env = _rows_of(self.request_at // num_queue, at, len(self.gpus))
-        pair, pair_env = _rows_of(self.pair_at // (num_queue * num_gpus), at, len(self.gpus))
-        instance, instance_env = _rows_of(self.instance_at // num_instances, at, len(self.gpus))
-        old_first = _counts(self.request_at // num_queue, len(self.gpus))[1][at]
-        new_first = _counts(request_env, len(at))[1]
-        return Entities(
-            sizes=self.sizes,
-            request_at=_moved(self.request_at[request], request_env, num_queue),
-            requests=self.requests[request],
-            request_model=_moved(self.request_model[request], request_env, num_models),
-            pair_at=_moved(self.pair_at[pair], pair_env, num_queue * num_gpus),
-            pair_request=self.pair_request[pair] + (new_first - old_first)[pair_env],
-            pair_gpu=_moved(self.pair_gpu[pair], pair_env, num_gpus),
-            pairs=self.pairs[pair],
-            estimates=self.estimates[pair],
-            instance_at=_moved(self.instance_at[instance], instance_env, num_instances),
-            instances=self.instances[instance],
-            instance_model=_moved(self.instance_model[instance], instance_env, num_models),
-            idle=self.idle[instance],
-            speedup=self.speedup[instance],
-            advised=None if self.advised is None else self.advised[instance],
-            gpus=self.gpus[at],
-            gpu_present=self.gpu_present[at],
-            models=self.models[at],
-            model_present=self.model_present[at],
-            whole=self.whole[at],
-            advice=None if self.advice is None else self.advice[at],
-        )
+        request, request_env = _rows_of(self.request_env, at, len(self.gpus))
+        pair, pair_env = _rows_of(self.request_env[self.pair_request], at, len(self.gpus))
+        rows = dict.fromkeys(OF_REQUESTS, request) | dict.fromkeys(OF_PAIRS, pair)
+        taken = {name: value[rows.get(name, at)] for name, value in self.tensors().items()}
+        moved = _counts(request_env, len(at))[1] - _counts(self.request_env, len(self.gpus))[1][at]
+        taken |= {"request_env": request_env, "pair_request": taken["pair_request"] + moved[pair_env]}
+        return replace(self, **taken)
+
+    @staticmethod
+    def joined(parts: Sequence[Entities]) -> Entities:
+        """Those of one batch after those of another."""
+        envs = itertools.accumulate((len(part.gpus) for part in parts), initial=0)
+        requests = itertools.accumulate((len(part.requests) for part in parts), initial=0)
+        moved = [
+            part.tensors() | {"request_env": part.request_env + env, "pair_request": part.pair_request + request}
+            for part, env, request in zip(parts, envs, requests, strict=False)
+        ]
+        return replace(parts[0], **{name: torch.cat([part[name] for part in moved]) for name in moved[0]})
 
 
 class EntityExtractor(BaseFeaturesExtractor):
@@ -146,53 +156,55 @@ class EntityExtractor(BaseFeaturesExtractor):
     def forward(self, observation: dict[str, Tensor]) -> Entities:
         num_queue, num_gpus = observation["pairs"].shape[1:3]
         num_slots = observation["instances"].shape[1] // num_gpus
-        request_at, requests, request_model = self._present("queue", observation)
-        instance_at, instances, instance_model = self._present("instances", observation)
+        queue = self.columns["queue"]
+        request_at = observation["queue"][..., queue["present"]].flatten().nonzero().squeeze(1)  # row b Q + q
+        requests = observation["queue"].flatten(0, 1)[request_at]
         env = request_at // num_queue
         there = observation["gpus"][..., self.columns["gpus"]["present"]]  # (B, G, 1)
         pair = there.squeeze(-1)[env].flatten().nonzero().squeeze(1)  # row n G + g
         pair_request = pair // num_gpus
         gpu = pair - pair_request * num_gpus
         pair_at = request_at[pair_request] * num_gpus + gpu
-        pair_gpu = env[pair_request] * num_gpus + gpu
         pairs = observation["pairs"].flatten(0, 2)[pair_at]
         mask = observation[MASK_KEY].unsqueeze(-1)  # (B, A, 1)
         sizes = (num_queue, num_gpus, num_slots)
         legal, unloads = (self._by_row(mask, part, sizes).flatten(1) for part in ("pairs", "instances"))
         state, keep_value = self._gpu_state(observation, unloads[:, 0])
         estimated, _ = estimates(
-            Rows(requests, self.columns["queue"]),
+            Rows(requests, queue),
             Rows(pairs, self.columns["pairs"]),
             state,
             legal[pair_at],
             pair_request,
-            pair_gpu,
+            env[pair_request] * num_gpus + gpu,
             env,
             mask.shape[0],
         )
-        of_pairs, of_instances = [self.squash["pairs"](pairs), estimated.flatten(1)], []
+        instances = observation["instances"].unflatten(1, (num_gpus, num_slots))
+        squashed = self.squash["instances"](instances)
+        of_pairs = [self.squash["pairs"](pairs), estimated.flatten(1)]
+        of_instances = [squashed, squash(keep_value).view_as(squashed[..., :1])]
         advice = advised = None
         if self.advisers:
-            advice = _advised(observation[ADVICE_KEY], mask)
-            of_pairs.append(self._by_row(advice, "pairs", sizes).flatten(1)[pair_at])
-            changes = self._by_row(advice, "instances", sizes)[instance_at]
-            of_instances.append(changes.flatten(1))
+            advice = observation[ADVICE_KEY].long()
+            at_actions = _advised(observation[ADVICE_KEY], mask)
+            of_pairs.append(self._by_row(at_actions, "pairs", sizes).flatten(1)[pair_at])
+            changes = self._by_row(at_actions, "instances", sizes).view(*instances.shape[:3], -1, self.advisers)
+            of_instances.append(changes.flatten(3))
             advised = changes.amax(-1)
-        squashed = self.squash["instances"](instances)
         named = Rows(instances, self.columns["instances"])
         return Entities(
-            sizes=sizes,
-            request_at=request_at,
+            num_queue=num_queue,
+            request_env=env,
+            request_slot=request_at - env * num_queue,
             requests=self.squash["queue"](requests),
-            request_model=request_model,
-            pair_at=pair_at,
+            request_model=requests[:, queue["model"]].squeeze(1).long(),
             pair_request=pair_request,
-            pair_gpu=pair_gpu,
+            pair_gpu=gpu,
             pairs=torch.cat(of_pairs, -1),
-            estimates=estimated,
-            instance_at=instance_at,
-            instances=torch.cat([squashed, squash(keep_value)[instance_at], *of_instances], -1),
-            instance_model=instance_model,
+            instances=torch.cat(of_instances, -1),
+            instance_present=named["present"].unsqueeze(-1),
+            instance_model=named["model"].long(),
             idle=(named["num_seated"] == 0).float().unsqueeze(-1),
             speedup=self._speedup(squashed),
             gpus=self.squash["gpus"](observation["gpus"]),
@@ -203,14 +215,6 @@ class EntityExtractor(BaseFeaturesExtractor):
             advised=advised,
             advice=advice,
         )
-
-    def _present(self, block: str, observation: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """The block's present rows of all observations: where they are, their fields, row b M + m of their model."""
-        rows = observation[block]
-        at = rows[..., self.columns[block]["present"]].flatten().nonzero().squeeze(1)
-        chosen = rows.flatten(0, 1)[at]
-        model = chosen[:, self.columns[block]["model"]].squeeze(1).long()
-        return at, chosen, at // rows.shape[1] * observation["models"].shape[1] + model
 
     def _gpu_state(self, observation: dict[str, Tensor], unloads: Tensor) -> tuple[GpuState, Tensor]:
         """All GPUs (B G) with their instances, and what keeping each of these is worth (B I, 1); `unloads` (B I,) are legal."""
@@ -238,10 +242,10 @@ class EntityExtractor(BaseFeaturesExtractor):
         return torch.cat([preempt, offload], 1)
 
     def _speedup(self, instances: Tensor) -> Tensor:
-        """Squashed decode time now minus that at each level (N', K)."""
+        """Squashed decode time now minus that at each level (..., K)."""
         column = self.columns["instances"]
-        after = instances[:, column["level_step_s"]]
-        return (instances[:, column["step_s"]] - after) * (after > 0)
+        after = instances[..., column["level_step_s"]]
+        return (instances[..., column["step_s"]] - after) * (after > 0)
 
 
 def _advised(actions: Tensor, mask: Tensor) -> Tensor:
@@ -260,11 +264,6 @@ def _rows_of(env: Tensor, at: Tensor, envs: int) -> tuple[Tensor, Tensor]:
     count, first = _counts(env, envs)
     owner = torch.repeat_interleave(count[at])
     return torch.arange(len(owner), device=at.device) + (first[at] - _counts(owner, len(at))[1])[owner], owner
-
-
-def _moved(row: Tensor, env: Tensor, width: int) -> Tensor:
-    """Row b `width` + i of an observation that is now number `env`."""
-    return env * width + row % width
 
 
 class FlatExtractor(BaseFeaturesExtractor):

@@ -99,19 +99,20 @@ class Scorer(nn.Module):
         return value
 
     def _embed(self, seen: Entities) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Requests (N, h), GPUs (B, G, h), instances (N', h) and the whole (B, 4 h)."""
-        num_queue, num_gpus, num_slots = seen.sizes
-        batch = seen.gpus.shape[0]
+        """Requests (N, h), GPUs (B, G, h), instances (B, G, S, h) and the whole (B, 4 h)."""
         models = self.embed["models"](seen.models)
         gpus = self.embed["gpus"](seen.gpus)
-        of_model = models.flatten(0, 1)
-        requests = torch.relu(self.embed["queue"](seen.requests) + of_model[seen.request_model])
-        gpu_at = seen.instance_at // num_slots  # row b G + g
-        instances = self.embed["instances"](seen.instances) + of_model[seen.instance_model] + gpus.flatten(0, 1)[gpu_at]
-        instances = torch.relu(instances)
-        on_gpu = sums(instances, gpu_at, batch * num_gpus)
-        gpus = torch.relu(gpus + self.gpu_from_instances(on_gpu).view(batch, num_gpus, -1))
-        waiting = sums(requests, seen.request_at // num_queue, batch)
+        batch, num_models = models.shape[:2]
+        of_model = models.flatten(0, 1)  # row b M + m
+        first = torch.arange(batch, device=models.device) * num_models
+        of_request = of_model[first[seen.request_env] + seen.request_model]
+        # in place: what is large is limited by memory, and a new result is a pass more through it
+        requests = self.embed["queue"](seen.requests).add_(of_request).relu_()
+        of_instance = of_model[first.view(-1, 1, 1) + seen.instance_model].add_(gpus.unsqueeze(2))
+        instances = self.embed["instances"](seen.instances).add_(of_instance).relu_()
+        on_gpu = (instances * seen.instance_present).sum(2)
+        gpus = torch.relu(gpus + self.gpu_from_instances(on_gpu))
+        waiting = sums(requests, seen.request_env, batch)
         parts = [
             waiting / MANY,
             _mean(gpus, seen.gpu_present),
@@ -121,35 +122,50 @@ class Scorer(nn.Module):
         return requests, gpus, instances, torch.cat(parts, 1)
 
     def _logits(self, seen: Entities, requests: Tensor, gpus: Tensor, instances: Tensor, whole: Tensor) -> Tensor:
-        num_queue, num_gpus, num_slots = seen.sizes
-        batch = gpus.shape[0]
+        batch, num_gpus = gpus.shape[:2]
         summary = torch.relu(self.summary(whole))
-        request = self.pair_from_request(requests + summary[seen.request_at // num_queue])
+        request = self.pair_from_request(requests + summary[seen.request_env])
+        pair_gpu = seen.request_env[seen.pair_request] * num_gpus + seen.pair_gpu  # row b G + g
         gpu = self.pair_from_gpu(gpus).flatten(0, 1)
-        pairs = torch.relu(self.embed["pairs"](seen.pairs) + request[seen.pair_request] + gpu[seen.pair_gpu])  # (P, h)
+        pairs = self.embed["pairs"](seen.pairs).add_(request[seen.pair_request]).add_(gpu[pair_gpu]).relu_()  # (P, h)
         eager = EAGERNESS * PATIENCE * self.alone
         dispatch = self.rate_pair(pairs) + eager + seen.estimates @ self.eagerness  # (P, K)
-        demand = _attend(dispatch.amax(-1), pairs, seen.pair_gpu, batch * num_gpus)
-        wanted = self.instance_from_demand(demand)[seen.instance_at // num_slots]
-        instance = self.instance_hidden(instances + summary[seen.instance_at // (num_gpus * num_slots)]) + wanted
-        change = self.rate_instance(torch.relu(instance))
-        preempt = self.alone * (PREEMPT + IDLE * seen.idle) + change[:, :NUM_SCOPES]
-        offload = self.alone * OFFLOAD + self.speed * seen.speedup + change[:, NUM_SCOPES:]
+        demand = _attend(dispatch.amax(-1), pairs, pair_gpu, batch * num_gpus).view_as(gpus)
+        # what all instances of a GPU have in common goes through the layer once
+        common = self.instance_hidden(summary).unsqueeze(1) + self.instance_from_demand(demand)
+        change = self.rate_instance(self.instance_hidden(instances).add_(common.unsqueeze(2)).relu_())
+        preempt = self.alone * (PREEMPT + IDLE * seen.idle) + change[..., :NUM_SCOPES]
+        offload = self.alone * OFFLOAD + self.speed * seen.speedup + change[..., NUM_SCOPES:]
         if seen.advice is not None and seen.advised is not None:
             unasked = UNASKED * (1 - seen.advised)
-            preempt, offload = preempt + unasked[:, :NUM_SCOPES], offload + unasked[:, NUM_SCOPES:]
-            summary = torch.relu(summary + self.waiting_from_advice(seen.advice[:, 0]))
+            preempt, offload = preempt + unasked[..., :NUM_SCOPES], offload + unasked[..., NUM_SCOPES:]
+            summary = torch.relu(summary + self.waiting_from_advice((seen.advice == 0).float()))
         parts = [
             self.rate_waiting(summary),
-            _spread(dispatch, seen.pair_at, batch, num_queue * num_gpus),
-            _spread(preempt, seen.instance_at, batch, num_gpus * num_slots),
-            _spread(offload, seen.instance_at, batch, num_gpus * num_slots),
+            sums(dispatch, seen.pair_at, batch * seen.num_queue * num_gpus).view(batch, -1),
+            preempt.flatten(1),
+            offload.flatten(1),
         ]
         logits = torch.cat(parts, 1)
-        return logits if seen.advice is None else logits + seen.advice @ self.trust
+        return logits if seen.advice is None else logits.scatter_add(1, seen.advice, self.trust.expand(batch, -1))
 
 
-class ScorerPolicy(MaskableActorCriticPolicy):
+class RememberingPolicy(MaskableActorCriticPolicy):
+    """sb3-contrib's masked actor-critic that keeps what its features extractor made of the observations it decided on last."""
+
+    decided_on: Any = None
+
+    def forward(self, obs: Any, deterministic: bool = False, action_masks: Any = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Actions (B,), their values (B, 1) and log probabilities (B,)."""
+        self.decided_on = self.extract_features(obs)
+        latent_pi, latent_vf = self.mlp_extractor(self.decided_on)
+        distribution = self._get_action_dist_from_latent(latent_pi)
+        distribution.apply_masking(action_masks)
+        actions = distribution.get_actions(deterministic=deterministic)
+        return actions, self.value_net(latent_vf), distribution.log_prob(actions)
+
+
+class ScorerPolicy(RememberingPolicy):
     """sb3-contrib's masked actor-critic with a `Scorer`, whose actor's output is the logits themselves."""
 
     def _build_mlp_extractor(self) -> None:
@@ -167,7 +183,7 @@ class ScorerPolicy(MaskableActorCriticPolicy):
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
 
-class MlpPolicy(MaskableActorCriticPolicy):
+class MlpPolicy(RememberingPolicy):
     """sb3-contrib's masked actor-critic on the flattened observation."""
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -222,11 +238,6 @@ def policy_arguments(
         "features_extractor_class": extractor,
         "features_extractor_kwargs": sizes,
     }
-
-
-def _spread(rows: Tensor, at: Tensor, batch: int, count: int) -> Tensor:
-    """Rows (N, F) at b count + i -> (batch, count F), zero where there is none."""
-    return sums(rows, at, batch * count).view(batch, -1)
 
 
 def _mean(rows: Tensor, present: Tensor) -> Tensor:

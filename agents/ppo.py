@@ -44,7 +44,7 @@ class AnchoredPPO(MaskablePPO):
         if isinstance(self.rollout_buffer, TimedRolloutBuffer) and not list(
             self.policy.features_extractor.parameters()
         ):
-            self.rollout_buffer.extract = self.policy.extract_features
+            self.rollout_buffer.decided_on = lambda: self.policy.decided_on
 
     def anchor(self) -> None:
         """Make the policy as it is now the reference."""

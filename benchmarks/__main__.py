@@ -17,7 +17,7 @@ from mmsched_env.errors import unknown_name
 from .machine import machine
 
 COMMAND = "bench"
-PARTS = ("environment", "requests", "memory", "start", "training", "growth", "peers", "ratios")
+PARTS = ("environment", "requests", "memory", "start", "training", "growth", "peers", "export", "ratios")
 
 
 def measure(part: str, env: EnvConfig, rounds: int) -> dict[str, float]:
@@ -40,6 +40,11 @@ def measure(part: str, env: EnvConfig, rounds: int) -> dict[str, float]:
 
         return peers.measure(env, rounds)
 
+    def export() -> dict[str, float]:
+        from . import export
+
+        return export.measure(env, rounds)
+
     run: dict[str, Callable[[], dict[str, float]]] = {
         "environment": lambda: environment.measure(env, rounds),
         "requests": lambda: requests.measure(env, rounds),
@@ -48,6 +53,7 @@ def measure(part: str, env: EnvConfig, rounds: int) -> dict[str, float]:
         "training": training,
         "growth": lambda: growth.measure(env, rounds),
         "peers": peers,
+        "export": export,
         "ratios": lambda: ratios.measure(env),
     }
     if part not in run:

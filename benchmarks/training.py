@@ -53,10 +53,15 @@ def default_sb3(config: EnvConfig, **settings: Any) -> tuple[MaskablePPO, Servin
     ), serving
 
 
+def settings(config: EnvConfig) -> TrainConfig:
+    """`mmsched train`'s."""
+    agent = dataclasses.replace(AgentConfig(), n_steps=ROLLOUT // NUM_ENVS)
+    return TrainConfig(envs=(config,), agent=agent, num_envs=NUM_ENVS)
+
+
 def ours(config: EnvConfig) -> tuple[MaskablePPO, ServingSB3VecEnv]:
     """`mmsched train`'s policy and settings."""
-    agent = dataclasses.replace(AgentConfig(), n_steps=ROLLOUT // NUM_ENVS)
-    train = TrainConfig(envs=(config,), agent=agent, num_envs=NUM_ENVS)
+    train = settings(config)
     venv, (serving,) = make_venv(train)
     return make_model(train, venv, [serving]), serving
 

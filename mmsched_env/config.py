@@ -70,6 +70,10 @@ class ModelsConfig:
         _require(len(set(self.names)) == len(self.names), "models.names", self.names, "no name twice")
 
 
+MOST_HOSTS = 127
+"""a request's record has a byte for the number of one"""
+
+
 @dataclass(frozen=True)
 class LimitsConfig:
     """Padded sizes of observation and action: one policy serves every cluster that fits in them."""
@@ -89,6 +93,7 @@ class LimitsConfig:
     def __post_init__(self) -> None:
         for name in ("queue", "gpus", "hosts", "models", "slots", "batch"):
             _require(getattr(self, name) >= 1, f"limits.{name}", getattr(self, name), "a whole number >= 1")
+        _require(self.hosts <= MOST_HOSTS, "limits.hosts", self.hosts, f"at most {MOST_HOSTS}")
         ok = all(0 <= x <= 1 for x in self.levels) and list(self.levels) == sorted(set(self.levels))
         _require(ok and len(self.levels) >= 1, "limits.levels", self.levels, "rising shares in [0, 1]")
 

@@ -37,7 +37,7 @@ def token(s, p, r, log, j):
     """Request j got a token; the first one ends its prefill, the last one finishes it."""
     r[j].generated += 1
     if r[j].phase == PREFILL:
-        r[j].prefilled = r[j].prefill_target
+        r[j].prefill_left = 0
         r[j].phase = DECODE
     i = r[j].instance
     if r[j].first_token_s < 0.0:
@@ -113,7 +113,7 @@ def happen(state, params, requests, logs, now, kind, index):
         operation_over(s, p, r, log, index)
     elif kind == RESTORED:
         finish_unit(s, s.inst_model.shape[0] + index)
-        end_restore(s, r, log, index)
+        end_restore(s, p, r, log, index)
     elif kind == DRAINED:
         run_pending(s, p, r, log, index)
 

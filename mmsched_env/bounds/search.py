@@ -7,7 +7,7 @@ every unfinished request the time until it could be done if it had all devices t
 import numpy as np
 
 from ..sim.jit import compiled, entry_point
-from ..sim.kernel.batching import finished_iterations
+from ..sim.kernel.batching import context_tokens, finished_iterations
 from ..sim.kernel.costs import chunk_const, prefill_seconds
 from ..sim.kernel.step import decide
 from ..sim.kernel.transfers import operation_left
@@ -18,6 +18,7 @@ from ..sim.state import (
     DONE,
     EMPTY,
     EVICTING,
+    FUTURE,
     LOADING,
     PREFILL,
     TERM_FLOW_TIME,
@@ -115,7 +116,7 @@ def left_at_least(s, p, r, service, token):
                         ready_s = s.now + (0.0 if p.allow_offload == 1 else load_seconds(s, p, m, g, k))
                     rest = service[j, g, k]
                     begun = r[j].phase == PREFILL or r[j].phase == DECODE
-                    if begun or r[j].generated > 0 or r[j].prefilled > 0:
+                    if begun or r[j].generated > 0 or (r[j].phase != FUTURE and context_tokens(r[j]) > 0):
                         rest = tokens_left(s, p, r, j) * token[j, g, k]
                     done_s = min(done_s, max(since, ready_s) + rest)
             total += r[j].weight * (done_s - since)

@@ -26,8 +26,19 @@ COPIED = (
 )
 
 
+MOST_CLASSES = np.iinfo(np.int8).max + 1
+
+
 def make_requests(trace: RequestTrace, tables: CostTables, dims: Dims, ubatch_tokens: int) -> Any:
-    """REQUEST records of shape (len(trace),), in their state before arrival."""
+    """REQUEST records of shape (len(trace),), in their state before arrival.
+
+    Raises
+    ------
+    TraceError
+        More classes than the records can tell apart.
+    """
+    if len(trace.class_names) > MOST_CLASSES:
+        raise TraceError(f"the trace has {len(trace.class_names)} classes; accepted: at most {MOST_CLASSES}")
     records = zeros(REQUEST, dims, len(trace))
     for name in COPIED:
         records[name] = getattr(trace, name)

@@ -89,35 +89,34 @@ class Dims:
 
 
 REQUEST: tuple[Field, ...] = (
-    # read at every turn: one cache line of 64 bytes
+    # read at every turn: 64 bytes
     ("phase", "", "i1", "FUTURE .. DROPPED"),
     ("encoded", "", "i1", "1: image encoder has run"),
-    ("level", "", "i2", "level at the last dispatch; -1 before"),
+    ("level", "", "i1", "level at the last dispatch; -1 before"),
+    ("slo_class", "", "i1", "index"),
+    ("saved_host", "", "i1", "host holding the saved KV; -1: none"),
+    ("saved_level", "", "i1", "level of its instance when KV was saved last"),
     ("instance", "", "i2", "last instance; -1 before"),
-    ("saved_host", "", "i2", "host holding the saved KV; -1: none"),
     ("model", "", "i4", "index"),
     ("prompt_tokens", "", "i4", "text tokens of the prompt"),
     ("image_tokens", "", "i4", "tokens"),
     ("max_tokens", "", "i4", "what KV is reserved for"),
     ("output_tokens", "", "i4", "true length, hidden from policies"),
     ("generated", "", "i4", "output tokens produced"),
-    ("prefilled", "", "i4", "context tokens in the KV cache while in prefill"),
-    ("prefill_target", "", "i4", "context tokens at which prefill ends"),
-    ("predicted_tokens", "", "f8", "predicted output length"),
-    ("weight", "", "f8", "class weight"),
+    ("prefill_left", "", "i4", "context tokens still to be prefilled; 0: decoding, or not arrived"),
     ("previous", "", "i4", "queue link, towards the head"),
     ("next", "", "i4", "queue link, towards the tail"),
+    ("saved_tokens", "", "i4", "context tokens of saved KV; 0: none"),
+    ("predicted_tokens", "", "f8", "predicted output length"),
+    ("weight", "", "f8", "class weight"),
     # what is shown of it while it waits
     ("arrival_s", "", "f8", "s"),
     ("predicted_slo_ttft_s", "", "f8", "s, the target for TTFT as policies see it: from the predicted length"),
     ("predicted_slo_e2e_s", "", "f8", "s, the same for E2E"),
     ("predicted_unloaded_s", "", "f8", "s, `unloaded_s` for the predicted length"),
     ("first_token_s", "", "f8", "s; -1 before"),
-    ("saved_bytes", "", "i8", "host RAM taken by the saved KV"),
-    ("saved_tokens", "", "i4", "context tokens of saved KV; 0: none"),
     ("num_preemptions", "", "i4", "count"),
     ("tenant", "", "i4", "index"),
-    ("slo_class", "", "i4", "index"),
     # targets, hidden where they follow from the true length, and what happened to it
     ("slo_ttft_s", "", "f8", "s, target for TTFT"),
     ("slo_e2e_s", "", "f8", "s, target for E2E"),
@@ -200,11 +199,15 @@ STATE: tuple[Field, ...] = (
     ("it_share_gpu", "I", "f8", "how many times as long the GPU part takes, in force; 0: not counted yet"),
     ("it_share_cpu", "I", "f8", "how many times as long the CPU part takes, in force"),
     ("inst_busy", "I", "i4", "1: was iterating when last looked at (for the log)"),
+    ("stirred", "G", "i1", "1: something on it has begun, ended or come to end at another time since next_event"),
+    ("gpu_next", "G", "f8", "s, when something on it ends next, unless it is stirred; inf: never"),
     ("gpu_busy", "G", "i4", "instances whose iteration uses the GPU"),
+    ("gpu_on_cpu", "G", "i4", "instances whose iteration uses the CPU of its host"),
     ("cpu_busy", "H", "i4", "instances whose iteration uses the host CPU"),
     ("gpu_iterating", "G", "i4", "instances that run an iteration"),
     ("host_iterating", "H", "i4", "GPUs on which an iteration runs"),
     ("gpu_operations", "G", "i4", "operations and KV restores under way"),
+    ("host_stirred", "H", "i1", "scratch: 1: some GPU of it is; 0 between uses"),
     # operations and transfers; unit i is instance i's operation, unit I + i its restore
     ("op", "I", "i4", "NO_OP .. OP_RESIZE"),
     ("op_stage", "I", "i4", "running stage"),
@@ -221,7 +224,8 @@ STATE: tuple[Field, ...] = (
     ("unit_slow", "U", "f8", "how many times as long it takes because of what the GPU does beside it, in force"),
     ("unit_since", "U", "f8", "s"),
     ("unit_end", "U", "f8", "s, end of delay or transfer; inf: none"),
-    ("resource_dirty", "R", "i4", "1: its shares must be computed again"),
+    ("resource_dirty", "R", "i1", "1: its shares must be computed again"),
+    ("crossing", "U", "i4", "scratch: the units that cross a resource"),
     # counters for reports
     ("gpu_busy_s", "G", "f8", "s with at least one iteration"),
     ("num_loads", "", "i4", "count"),
@@ -231,6 +235,7 @@ STATE: tuple[Field, ...] = (
     ("num_resizes", "", "i4", "count"),
     # legality of every action at the present instant
     ("mask", "A", "i1", "1: legal"),
+    ("mask_rows", "", "i4", "window slots whose DISPATCH actions it was last written for; 0 from there on"),
     ("started", "", "i4", "0: a fresh record, its first decision point is still to be found"),
     # what the observation written last holds (encoder.py)
     ("encoded", "", "i4", "0: nothing of this episode"),

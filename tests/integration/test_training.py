@@ -361,24 +361,6 @@ def test_an_export_decides_as_the_network_does(tmp_path, advisers):
         exported.reset(ActionLayout(dataclasses.replace(Dims.of(ENV.limits), Q=17)), 0)
 
 
-@pytest.mark.slow
-def test_an_export_decides_in_under_a_millisecond(tmp_path):
-    """The network as it is by default, median over an episode of the better of two decisions."""
-    agent = dataclasses.replace(WARM, net_arch=AgentConfig().net_arch)
-    path = train(configuration(tmp_path, agent=agent, total_steps=1)).checkpoint
-    exported, seconds = load_policy(export(path, tmp_path / "policy.onnx")), []
-    for layout, seen, mask in observations_along(BUSY, 200):
-        if not seconds:
-            exported.reset(layout, 0)
-        times = []
-        for _ in range(2):
-            begun = time.perf_counter()
-            exported.act(seen, mask)
-            times.append(time.perf_counter() - begun)
-        seconds.append(min(times))
-    assert np.median(seconds) < 1e-3
-
-
 def test_an_exported_policy_needs_no_torch(tmp_path):
     file = export(train(configuration(tmp_path, total_steps=1)).checkpoint, tmp_path / "policy.onnx")
     code = (

@@ -228,9 +228,11 @@ class Watch:
         kv = used * tokens * t.kv_cpu_bytes[m, k] + s["inst_hold_kv"]
         pin = used * t.cpu_weight_bytes[m, k]
         pin = np.maximum(pin, resizing * t.cpu_weight_bytes[m, np.where(resizing, s["inst_new_level"], 0)])
+        saved_at = r["model"], r["saved_level"]
+        saved_bytes = r["saved_tokens"] * (t.kv_gpu_bytes[saved_at] + t.kv_cpu_bytes[saved_at])
         for h in range(self.hosts):
             here = self.inst_host == h
-            saved = (r["saved_bytes"] * (real & (r["saved_host"] == h))).sum(axis=1)
+            saved = (saved_bytes * (real & (r["saved_host"] == h))).sum(axis=1)
             saved += (s["inst_hold_swap"] * here).sum(axis=1)
             self.ok((saved == s["host_swap"][:, h]) & (saved <= self.swap[h]), "I2: swap")
             host_kv = (kv * here).sum(axis=1)

@@ -94,8 +94,12 @@ class Recount:
                 need = max(need, *(int(self.t.cpu_weight_bytes[m, k]) for k in levels))
         return need
 
+    def kv_bytes(self, row: Any) -> int:
+        at = int(row["model"]), int(row["saved_level"])
+        return int(row["saved_tokens"]) * int(self.t.kv_gpu_bytes[at] + self.t.kv_cpu_bytes[at])
+
     def host_swap(self, h: int) -> int:
-        saved = sum(int(row["saved_bytes"]) for row in self.r if row["saved_host"] == h)
+        saved = sum(self.kv_bytes(row) for row in self.r if row["saved_host"] == h)
         return saved + sum(hold[2] for i, hold in self.holds.items() if self.host(i) == h)
 
     def gpu_free(self, g: int) -> int:
@@ -242,15 +246,15 @@ class Recount:
             else:
                 assert row["generated"] < row["output_tokens"] and row["finish_s"] < 0
             assert (phase == c.DROPPED) == (row["charged_until_s"] >= 0)
-            kv = (row["saved_host"] >= 0, row["saved_tokens"] > 0, row["saved_bytes"] > 0)
-            assert len(set(kv)) == 1, f"request {j} has half a saved KV cache"
-            if kv[0]:
-                m = int(row["model"])
-                per_token = int(self.t.kv_gpu_bytes[m, 0] + self.t.kv_cpu_bytes[m, 0])
-                assert row["saved_bytes"] == row["saved_tokens"] * per_token
+            saved = row["saved_host"] >= 0
+            assert saved == (row["saved_tokens"] > 0), f"request {j} has half a saved KV cache"
+            context = int(row["prompt_tokens"]) + int(row["image_tokens"]) + int(row["generated"])
+            assert 0 <= row["prefill_left"] <= context
+            if saved:
                 assert phase in (c.SAVING, c.QUEUED, c.BOUND, c.RESTORING)
-            if phase == c.QUEUED and not kv[0]:
-                assert row["prefilled"] == 0, f"request {j} waits with {row['prefilled']} tokens of KV that are nowhere"
+                assert row["saved_tokens"] == context - row["prefill_left"]
+            if phase == c.QUEUED and not saved:
+                assert row["prefill_left"] == context, f"request {j} waits with KV that is nowhere"
 
     def check_queue(self) -> None:
         s, r = self.s, self.r

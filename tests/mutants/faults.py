@@ -23,7 +23,7 @@ FAULTS = (
     Fault("off-by-one", "a request decodes one token too many", "batching.py", "left = r[j].output_tokens - r[j].generated", "left = r[j].output_tokens - r[j].generated + 1"),
     Fault("mixed", "decoding requests get no token beside a chunk", "batching.py", "if kind == DECODING or p.prefill_mode == MIXED:", "if kind == DECODING:"),
     Fault("kv-not-freed", "KV is not freed when a seat is left", "requests.py", "    reserve_kv(s, p, r[j], i, s.inst_level[i], -1)\n", ""),
-    Fault("swap-not-freed", "swap is not freed after a restore", "memory.py", "        s.host_swap[request.saved_host] -= request.saved_bytes\n", ""),
+    Fault("swap-not-freed", "swap is not freed after a restore", "memory.py", "        s.host_swap[request.saved_host] -= saved_bytes(p, request)\n", ""),
     Fault("hold-not-freed", "the swap held for a reload stays held", "operations.py", "    s.host_swap[h] -= s.inst_hold_swap[i]\n", ""),
     Fault("buffer-not-freed", "an unload leaves the compute buffer", "operations.py", "s.gpu_used[g] -= footprint(s, p, g, m, s.inst_level[i])", "s.gpu_used[g] -= footprint(s, p, g, m, s.inst_level[i]) - p.buffer_bytes[m]"),
     Fault("lost-request", "a preempted request is not put back into the queue", "requests.py", "    waiting.push(s, r, j)\n", ""),

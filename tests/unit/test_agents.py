@@ -18,7 +18,7 @@ from mmsched_env.agents.buffer import TimedRolloutBuffer
 from mmsched_env.agents.checkpoint import layout_difference, read_checkpoint
 from mmsched_env.agents.config import AgentConfig, TrainConfig
 from mmsched_env.agents.distribution import MaskedCategorical
-from mmsched_env.agents.extractors import EntityExtractor, columns
+from mmsched_env.agents.extractors import Entities, EntityExtractor, columns
 from mmsched_env.agents.learner import ADVICE_KEY
 from mmsched_env.agents.mixed_vec_env import MixedVecEnv
 from mmsched_env.agents.policies import cautious, policy_arguments
@@ -345,13 +345,12 @@ def test_features_of_chosen_observations_are_those_of_the_observations_chosen():
     extractor = EntityExtractor(env.single_observation_space, DIMS, 0)
     batch = {block: torch.as_tensor(values).float() for block, values in seen.items()}
     chosen = torch.tensor([4, 1, 5, 1])
-    taken = extractor(batch).take(chosen)
-    expected = extractor({block: values[chosen] for block, values in batch.items()})
-    assert len(expected.requests) > 0
-    for field in dataclasses.fields(expected):
-        value = getattr(expected, field.name)
-        same = torch.equal(value, getattr(taken, field.name)) if isinstance(value, torch.Tensor) else True
-        assert same, field.name
+    halves = [extractor({block: values[rows] for block, values in batch.items()}) for rows in (slice(4), slice(4, 6))]
+    taken = Entities.joined(halves).take(chosen).tensors()
+    expected = extractor({block: values[chosen] for block, values in batch.items()}).tensors()
+    assert len(expected["requests"]) > 0 and taken.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, taken[name]), name
 
 
 # ---------------------------------------------------------------- configuration and files

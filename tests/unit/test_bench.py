@@ -72,3 +72,12 @@ def test_the_training_part_times_what_the_trainer_builds() -> None:
     model, serving = training.ours(EnvConfig())
     assert model.env is not None and model.env.num_envs == serving.num_envs == training.NUM_ENVS
     assert model.n_steps * training.NUM_ENVS == training.ROLLOUT
+
+
+def test_the_export_part_times_decisions() -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("sb3_contrib")
+    from mmsched_env.benchmarks import export
+
+    figures = export.measure(EnvConfig(), rounds=1, decisions=5)
+    assert set(figures) == {"exported: ms a decision", "network: ms a decision"} and min(figures.values()) > 0

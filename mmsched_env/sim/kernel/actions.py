@@ -31,6 +31,7 @@ from .memory import (
     kv_tokens_reserved,
     mark,
     pin_growth,
+    slots_of,
     swap_free,
 )
 from .operations import hold_for_resize, resize_holds, run_pending, start_load
@@ -40,8 +41,7 @@ from .requests import bind
 @compiled
 def free_slot(s, g):
     """Empty instance slot of GPU g, or -1."""
-    slots = s.inst_model.shape[0] // s.gpu_used.shape[0]
-    for i in range(g * slots, (g + 1) * slots):
+    for i in slots_of(s, g):
         if s.inst_phase[i] == EMPTY:
             return i
     return -1
@@ -71,10 +71,19 @@ def can_change(s, i):
 @compiled
 def write_mask(s, p, r):
     """Fill s.mask; returns the number of legal actions besides WAIT."""
-    fill(s.mask, 0)
+    clear_mask(s, p)
     legal = mask_dispatch(s, p, r) + mask_changes(s, p)
     s.mask[0] = 1 if legal == 0 or anything_ahead(s, p) else 0
     return legal
+
+
+@compiled
+def clear_mask(s, p):
+    """Zeros, but for slots of the window that have none anyway: those are most of a wide mask."""
+    row = s.gpu_used.shape[0] * p.level_value.shape[0]
+    fill(s.mask[: 1 + s.mask_rows * row], 0)
+    fill(s.mask[1 + s.window.shape[0] * row :], 0)
+    s.mask_rows = 0
 
 
 @compiled
@@ -86,6 +95,7 @@ def mask_dispatch(s, p, r):
         j = s.window[q]
         if j < 0:
             break
+        s.mask_rows = q + 1
         if r[j].phase != QUEUED:
             continue
         m = r[j].model

@@ -27,16 +27,14 @@ from ..state import (
 from .arrays import fill
 from .costs import chunk_const, chunk_cpu, chunk_gpu, decode_cpu, decode_gpu, depth_segment, kv_cpu, kv_gpu
 from .logbook import record
-from .memory import gpu_of, mark
+from .memory import gpu_of, mark, slots_of
 from .transfers import set_slow
 
 
 @compiled
 def context_tokens(request):
     """Tokens in the request's KV cache, wherever that is."""
-    if request.prefilled < request.prefill_target:
-        return request.prefilled
-    return request.prompt_tokens + request.image_tokens + request.generated
+    return request.prompt_tokens + request.image_tokens + request.generated - request.prefill_left
 
 
 @compiled
@@ -53,7 +51,7 @@ def join_waiting(s, r, log, i):
     for b in range(s.seat.shape[1]):
         j = s.seat[i, b]
         if j >= 0 and r[j].phase == BOUND and r[j].saved_host < 0:
-            r[j].phase = PREFILL if r[j].prefilled < r[j].prefill_target else DECODE
+            r[j].phase = PREFILL if r[j].prefill_left > 0 else DECODE
             s.num_running[i] += 1
             record(s, log, events.START, j, i, r[j].model, s.inst_level[i], 0.0)
 
@@ -61,15 +59,23 @@ def join_waiting(s, r, log, i):
 @compiled
 def plan_all(s, p, r, log):
     """Start the next iterations of every instance that has none running."""
-    for i in range(s.it_kind.shape[0]):
-        if s.it_kind[i] == NO_ITERATION:
-            if s.inst_phase[i] == READY and s.num_seated[i] > 0:
-                plan(s, p, r, log, i)
-            busy = s.it_kind[i] != NO_ITERATION
-            if busy != (s.inst_busy[i] == 1):
-                s.inst_busy[i] = busy
-                kind = events.BUSY_START if busy else events.BUSY_END
-                record(s, log, kind, s.it_request[i], i, s.inst_model[i], s.inst_level[i], 0.0)
+    for g in range(s.stirred.shape[0]):
+        if s.stirred[g] == 1:
+            for i in slots_of(s, g):
+                if s.it_kind[i] == NO_ITERATION:
+                    plan_one(s, p, r, log, i)
+
+
+@compiled
+def plan_one(s, p, r, log, i):
+    """Start the next iterations of instance i if it has work; the log notes where it comes to have some or none."""
+    if s.inst_phase[i] == READY and s.num_seated[i] > 0:
+        plan(s, p, r, log, i)
+    busy = s.it_kind[i] != NO_ITERATION
+    if busy != (s.inst_busy[i] == 1):
+        s.inst_busy[i] = busy
+        kind = events.BUSY_START if busy else events.BUSY_END
+        record(s, log, kind, s.it_request[i], i, s.inst_model[i], s.inst_level[i], 0.0)
 
 
 @compiled
@@ -120,8 +126,8 @@ def plan_prompt(s, p, r, i, j, decoders, context):
         s.it_gpu[i] = r[j].image_tokens * p.encode_s[m, g]
         s.it_cpu[i] = 0.0
         return
-    tokens = min(p.ubatch_tokens, r[j].prefill_target - r[j].prefilled)
-    area = tokens * (r[j].prefilled + 0.5 * tokens)
+    tokens = min(p.ubatch_tokens, r[j].prefill_left)
+    area = tokens * (context_tokens(r[j]) + 0.5 * tokens)
     s.it_kind[i] = CHUNK
     s.it_tokens[i] = tokens
     s.it_const[i] = chunk_const(p, m, g, k, tokens)
@@ -154,42 +160,52 @@ def plan_decode(s, p, i, batch, context, count):
 
 @compiled
 def share_devices(s, p):
-    """Count what every GPU and host CPU has to do and re-time the iterations and operations whose share changed."""
-    count_work(s, p)
-    for i in range(s.it_kind.shape[0]):
-        if s.it_kind[i] == NO_ITERATION:
-            continue
-        g = gpu_of(s, i)
-        h = p.gpu_host[g]
-        slow = 1.0 + p.interference[h] * (s.host_iterating[h] - 1)
-        share_gpu = (max(1, s.gpu_busy[g]) + p.operation_share[g] * s.gpu_operations[g]) * slow
-        share_cpu = max(1, s.cpu_busy[h]) * slow
-        if share_gpu != s.it_share_gpu[i] or share_cpu != s.it_share_cpu[i]:
-            retime(s, i, share_gpu, share_cpu)
-    instances = s.it_kind.shape[0]
-    for unit in range(s.unit_phase.shape[0]):
-        if s.unit_phase[unit] != UNIT_IDLE:
-            g = gpu_of(s, unit % instances)
-            set_slow(s, unit, 1.0 + p.operation_share[g] * (s.gpu_busy[g] + s.gpu_operations[g] - 1))
+    """Count what every GPU and host CPU has to do and re-time the iterations and operations whose share changed: only on hosts
+    where something was stirred can it have."""
+    for g in range(s.stirred.shape[0]):
+        if s.stirred[g] == 1:
+            s.host_stirred[p.gpu_host[g]] = 1
+            count_work(s, g, p.gpu_host[g])
+    for g in range(s.stirred.shape[0]):
+        if s.host_stirred[p.gpu_host[g]] == 1:
+            share_device(s, p, g, p.gpu_host[g])
+    fill(s.host_stirred, 0)
 
 
 @compiled
-def count_work(s, p):
-    fill(s.gpu_busy, 0)
-    fill(s.cpu_busy, 0)
-    fill(s.gpu_iterating, 0)
-    fill(s.gpu_operations, 0)
+def count_work(s, g, h):
+    """Work on GPU g and, changed by as much as g's share of it, on the CPU of its host h."""
+    s.cpu_busy[h] -= s.gpu_on_cpu[g]
+    s.host_iterating[h] -= s.gpu_iterating[g] > 0
+    s.gpu_busy[g] = 0
+    s.gpu_on_cpu[g] = 0
+    s.gpu_iterating[g] = 0
+    s.gpu_operations[g] = 0
     instances = s.it_kind.shape[0]
-    for i in range(instances):
-        g = gpu_of(s, i)
+    for i in slots_of(s, g):
         if s.it_kind[i] != NO_ITERATION:
             s.gpu_iterating[g] += 1
             s.gpu_busy[g] += s.it_gpu[i] > 0.0
-            s.cpu_busy[p.gpu_host[g]] += s.it_cpu[i] > 0.0
+            s.gpu_on_cpu[g] += s.it_cpu[i] > 0.0
         s.gpu_operations[g] += (s.unit_phase[i] != UNIT_IDLE) + (s.unit_phase[instances + i] != UNIT_IDLE)
-    fill(s.host_iterating, 0)
-    for g in range(s.gpu_iterating.shape[0]):
-        s.host_iterating[p.gpu_host[g]] += s.gpu_iterating[g] > 0
+    s.cpu_busy[h] += s.gpu_on_cpu[g]
+    s.host_iterating[h] += s.gpu_iterating[g] > 0
+
+
+@compiled
+def share_device(s, p, g, h):
+    """Re-time what GPU g of host h has under way, where its share has changed."""
+    slow = 1.0 + p.interference[h] * (s.host_iterating[h] - 1)
+    share_gpu = (max(1, s.gpu_busy[g]) + p.operation_share[g] * s.gpu_operations[g]) * slow
+    share_cpu = max(1, s.cpu_busy[h]) * slow
+    operation_slow = 1.0 + p.operation_share[g] * (s.gpu_busy[g] + s.gpu_operations[g] - 1)
+    instances = s.it_kind.shape[0]
+    for i in slots_of(s, g):
+        if s.it_kind[i] != NO_ITERATION and (share_gpu != s.it_share_gpu[i] or share_cpu != s.it_share_cpu[i]):
+            retime(s, i, share_gpu, share_cpu)
+        for unit in range(i, 2 * instances, instances):
+            if s.unit_phase[unit] != UNIT_IDLE:
+                set_slow(s, unit, operation_slow)
 
 
 @compiled
@@ -238,6 +254,7 @@ def finished_iterations(s, i):
 def set_end(s, i):
     end = s.it_start[i] + run_seconds(first_seconds(s, i), growth_seconds(s, i), s.it_count[i])
     s.it_end[i] = max(s.now, end)
+    s.stirred[gpu_of(s, i)] = 1
 
 
 @compiled
@@ -293,8 +310,8 @@ def end_iterations(s, p, r, i):
             if t >= 0 and r[t].phase == DECODE:
                 r[t].generated += count
     if kind == CHUNK:
-        r[j].prefilled += s.it_tokens[i]
-        if r[j].prefilled >= r[j].prefill_target:
+        r[j].prefill_left -= s.it_tokens[i]
+        if r[j].prefill_left == 0:
             r[j].phase = DECODE
             r[j].generated += 1
             return j

@@ -25,7 +25,7 @@ from ..state import (
     SAVING,
     UNIT_IDLE,
 )
-from .memory import footprint, gpu_of, kv_tokens_reserved
+from .memory import footprint, gpu_of, kv_tokens_reserved, saved_bytes
 
 BROKEN = (
     "",
@@ -196,6 +196,9 @@ def check_instances(s):
             return CLOCK
         if s.it_kind[i] == NO_ITERATION and s.it_end[i] < np.inf:
             return CLOCK
+        g = gpu_of(s, i)
+        if s.stirred[g] == 0 and min(s.it_end[i], s.unit_end[i], s.unit_end[instances + i]) < s.gpu_next[g]:
+            return CLOCK
     return FINE
 
 
@@ -231,7 +234,7 @@ def check_host(s, p, r, h):
             swap += s.inst_hold_swap[i]
     for j in range(s.num_requests):
         if r[j].saved_host == h:
-            swap += r[j].saved_bytes
+            swap += saved_bytes(p, r[j])
     if swap != s.host_swap[h] or swap > p.host_swap_bytes[h]:
         return SWAP
     pinned = 0

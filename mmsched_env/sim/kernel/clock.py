@@ -15,7 +15,7 @@ from ..state import (
 from . import waiting
 from .batching import end_iterations, plan_all, share_devices
 from .logbook import record
-from .memory import mark
+from .memory import mark, slots_of
 from .operations import end_stage, run_pending
 from .requests import drop, drop_time, end_restore, finish, start_over, start_restores
 from .transfers import delay_over, finish_unit, share_resources
@@ -35,13 +35,24 @@ def next_drop(s, p, r):
 
 
 @compiled
+def next_on(s, g):
+    """When the first iteration or transfer on GPU g ends; inf: none is under way."""
+    t = np.inf
+    instances = s.it_end.shape[0]
+    for i in slots_of(s, g):
+        t = min(t, s.it_end[i], s.unit_end[i], s.unit_end[instances + i])
+    return t
+
+
+@compiled
 def next_event(s, p, r):
     """Time of the next event; inf if nothing will ever happen."""
     t = np.inf
-    for i in range(s.it_end.shape[0]):
-        t = min(t, s.it_end[i])
-    for unit in range(s.unit_end.shape[0]):
-        t = min(t, s.unit_end[unit])
+    for g in range(s.gpu_next.shape[0]):
+        if s.stirred[g] == 1:
+            s.stirred[g] = 0
+            s.gpu_next[g] = next_on(s, g)
+        t = min(t, s.gpu_next[g])
     if s.num_arrived < s.num_requests:
         t = min(t, r[s.num_arrived].arrival_s)
     t = min(t, next_drop(s, p, r))
@@ -80,14 +91,26 @@ def advance(s, p, r, log):
 
 
 @compiled
+def due(s, g, limit):
+    """May something on GPU g end by `limit`?"""
+    return s.stirred[g] == 1 or s.gpu_next[g] <= limit
+
+
+@compiled
 def one_instant(s, p, r, log, limit):
     """Process all events up to `limit`: iteration ends, then transfers, drops, arrivals, each by index."""
-    for i in range(s.it_end.shape[0]):
-        if s.it_end[i] <= limit:
-            end_of_iterations(s, p, r, log, i)
-    for unit in range(s.unit_end.shape[0]):
-        if s.unit_end[unit] <= limit:
-            end_of_unit(s, p, r, log, unit)
+    for g in range(s.gpu_next.shape[0]):
+        if due(s, g, limit):
+            for i in slots_of(s, g):
+                if s.it_end[i] <= limit:
+                    end_of_iterations(s, p, r, log, i)
+    instances = s.it_end.shape[0]
+    for first in range(0, 2 * instances, instances):  # operations, then restores
+        for g in range(s.gpu_next.shape[0]):
+            if due(s, g, limit):
+                for i in slots_of(s, g):
+                    if s.unit_end[first + i] <= limit:
+                        end_of_unit(s, p, r, log, first + i)
     if p.drop_after < np.inf:
         drop_overdue(s, p, r, log, limit)
     while s.num_arrived < s.num_requests and r[s.num_arrived].arrival_s <= limit:
@@ -131,7 +154,7 @@ def end_of_unit(s, p, r, log, unit):
     if unit < instances:
         end_stage(s, p, r, log, unit)
     else:
-        end_restore(s, r, log, unit - instances)
+        end_restore(s, p, r, log, unit - instances)
 
 
 @compiled

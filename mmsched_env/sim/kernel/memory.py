@@ -21,6 +21,13 @@ def gpu_of(s, i):
 
 
 @compiled
+def slots_of(s, g):
+    """The instances of GPU g, as a range."""
+    slots = s.inst_model.shape[0] // s.gpu_used.shape[0]
+    return range(g * slots, (g + 1) * slots)
+
+
+@compiled
 def footprint(s, p, g, m, k):
     """Bytes an instance of model m at level k takes on GPU g, KV apart, as far as is known."""
     return footprint_with(p, m, k, s.footprint_extra[g, m])
@@ -57,8 +64,10 @@ def pin_growth(s, p, h, m, cpu_weights):
 
 @compiled
 def mark(s, i):
-    """What policies see of instance i, and of requests that might join it, has to be written anew."""
+    """Something about instance i is about to change or has: what policies see of it, and of requests that might join it, has to
+    be written anew, and what comes next on its GPU looked up again."""
     g = gpu_of(s, i)
+    s.stirred[g] = 1
     s.stale[g, s.inst_model[i]] = max(STALE_INSTANCE, s.stale[g, s.inst_model[i]])
 
 
@@ -116,12 +125,11 @@ def reserve_kv(s, p, request, i, k, sign):
 @compiled
 def repin(s, p, h, m):
     """Recompute the weights of model m that instances on host h keep in RAM."""
-    slots = s.inst_model.shape[0] // s.gpu_used.shape[0]
     need = 0
     for g in range(p.num_gpus):
         if p.gpu_host[g] != h:
             continue
-        for i in range(g * slots, (g + 1) * slots):
+        for i in slots_of(s, g):
             if s.inst_model[i] == m:
                 need = max(need, s.inst_cpu_weights[i])
     s.host_pinned[h] += need - s.pinned[h, m]
@@ -171,10 +179,21 @@ def admit_to_cache(s, p, h, m):
 
 
 @compiled
-def drop_saved(s, request):
+def kv_bytes(p, m, k, tokens):
+    """Of so many context tokens at level k, GPU and host taken together."""
+    return tokens * (p.kv_gpu_bytes[m, k] + p.kv_cpu_bytes[m, k])
+
+
+@compiled
+def saved_bytes(p, request):
+    """Host RAM taken by the request's saved KV."""
+    return kv_bytes(p, request.model, request.saved_level, request.saved_tokens)
+
+
+@compiled
+def drop_saved(s, p, request):
     """Free the request's saved KV; what it held must be prefilled again."""
     if request.saved_host >= 0:
-        s.host_swap[request.saved_host] -= request.saved_bytes
+        s.host_swap[request.saved_host] -= saved_bytes(p, request)
         request.saved_host = -1
-        request.saved_bytes = 0
         request.saved_tokens = 0

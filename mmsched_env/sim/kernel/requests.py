@@ -23,16 +23,15 @@ from . import waiting
 from .batching import resident_tokens, stop_soon
 from .costs import prefill_seconds
 from .logbook import record
-from .memory import drop_saved, gpu_of, kv_tokens_reserved, mark, reserve_kv, swap_free
+from .memory import drop_saved, gpu_of, kv_bytes, kv_tokens_reserved, mark, reserve_kv, saved_bytes, slots_of, swap_free
 from .transfers import link_in_resource, start_unit
 
 
 @compiled
 def start_over(request):
     """The request has no KV cache: prompt, image and what it has generated so far must be prefilled."""
-    request.prefilled = 0
     request.encoded = 0
-    request.prefill_target = request.prompt_tokens + request.image_tokens + request.generated
+    request.prefill_left = request.prompt_tokens + request.image_tokens + request.generated
 
 
 @compiled
@@ -48,7 +47,7 @@ def bind(s, p, r, log, j, i):
     s.reserved_tokens[i] += kv_tokens_reserved(r[j])
     reserve_kv(s, p, r[j], i, s.inst_level[i], 1)
     if r[j].saved_host >= 0 and r[j].saved_host != p.gpu_host[g]:
-        drop_saved(s, r[j])
+        drop_saved(s, p, r[j])
         start_over(r[j])
     r[j].phase = BOUND
     r[j].instance = i
@@ -75,35 +74,41 @@ def free_seat(s, p, r, i, b):
 @compiled
 def start_restores(s, p, r, log):
     """Bring saved KV back to the GPU, one request at a time on each instance, oldest first, while others decode."""
-    instances = s.inst_phase.shape[0]
-    for i in range(instances):
-        if s.inst_phase[i] != READY or s.inst_pending[i] != NO_PENDING or s.num_seated[i] == 0:
-            continue
-        if s.unit_phase[instances + i] != UNIT_IDLE:
-            continue
-        oldest = -1
-        for b in range(s.seat.shape[1]):
-            j = s.seat[i, b]
-            if j >= 0 and r[j].phase == BOUND and r[j].saved_host >= 0 and (oldest < 0 or j < oldest):
-                oldest = j
-        if oldest < 0:
-            continue
-        g = gpu_of(s, i)
-        m = s.inst_model[i]
-        k = s.inst_level[i]
-        mark(s, i)
-        r[oldest].phase = RESTORING
-        s.restore_request[i] = oldest
-        record(s, log, events.RESTORE_START, oldest, i, m, k, r[oldest].saved_tokens)
-        moved = r[oldest].saved_tokens * p.kv_gpu_bytes[m, k]
-        start_unit(s, instances + i, p.save_s[g], moved, link_in_resource(s, g), p.kv_in_cap[g])
+    for g in range(s.stirred.shape[0]):
+        if s.stirred[g] == 1:
+            for i in slots_of(s, g):
+                if s.inst_phase[i] == READY and s.inst_pending[i] == NO_PENDING and s.num_seated[i] > 0:
+                    start_restore(s, p, r, log, i, g)
 
 
 @compiled
-def end_restore(s, r, log, i):
+def start_restore(s, p, r, log, i, g):
+    """The oldest request on instance i whose KV is saved, unless another one's is on its way."""
+    unit = s.inst_phase.shape[0] + i
+    if s.unit_phase[unit] != UNIT_IDLE:
+        return
+    oldest = -1
+    for b in range(s.seat.shape[1]):
+        j = s.seat[i, b]
+        if j >= 0 and r[j].phase == BOUND and r[j].saved_host >= 0 and (oldest < 0 or j < oldest):
+            oldest = j
+    if oldest < 0:
+        return
+    m = s.inst_model[i]
+    k = s.inst_level[i]
+    mark(s, i)
+    r[oldest].phase = RESTORING
+    s.restore_request[i] = oldest
+    record(s, log, events.RESTORE_START, oldest, i, m, k, r[oldest].saved_tokens)
+    moved = r[oldest].saved_tokens * p.kv_gpu_bytes[m, k]
+    start_unit(s, unit, p.save_s[g], moved, link_in_resource(s, g), p.kv_in_cap[g])
+
+
+@compiled
+def end_restore(s, p, r, log, i):
     j = s.restore_request[i]
     s.restore_request[i] = -1
-    drop_saved(s, r[j])
+    drop_saved(s, p, r[j])
     r[j].phase = BOUND
     record(s, log, events.RESTORE_END, j, i, r[j].model, s.inst_level[i], 0.0)
     stop_soon(s, i)
@@ -116,7 +121,7 @@ def worth_saving(s, p, request, i, tokens):
     g = gpu_of(s, i)
     m = request.model
     k = s.inst_level[i]
-    size = tokens * (p.kv_gpu_bytes[m, k] + p.kv_cpu_bytes[m, k])
+    size = kv_bytes(p, m, k, tokens)
     if p.preempt_mode == RECOMPUTE or size > swap_free(s, p, p.gpu_host[g]):
         return False
     if p.preempt_mode == CHEAPER:
@@ -147,9 +152,9 @@ def take_off(s, p, r, log, i, b):
         if tokens > 0 and worth_saving(s, p, r[j], i, tokens):
             r[j].phase = SAVING
             r[j].saved_tokens = tokens
-            r[j].saved_bytes = tokens * (p.kv_gpu_bytes[m, k] + p.kv_cpu_bytes[m, k])
             r[j].saved_host = p.gpu_host[g]
-            s.host_swap[p.gpu_host[g]] += r[j].saved_bytes
+            r[j].saved_level = k
+            s.host_swap[p.gpu_host[g]] += saved_bytes(p, r[j])
             record(s, log, events.PREEMPT, j, i, m, k, tokens)
             return tokens * p.kv_gpu_bytes[m, k]
         start_over(r[j])
@@ -169,7 +174,7 @@ def drop_time(p, request):
 def drop(s, p, r, log, j):
     """Waiting request j leaves unserved, charged as if it had stayed until its penalty time."""
     waiting.remove(s, r, j)
-    drop_saved(s, r[j])
+    drop_saved(s, p, r[j])
     r[j].phase = DROPPED
     r[j].charged_until_s = max(s.now, r[j].arrival_s + p.drop_penalty * r[j].predicted_slo_e2e_s)
     charge = r[j].weight * (r[j].charged_until_s - s.now)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..jit import compiled, kernel_entry_point
-from .actions import apply, write_mask
+from .actions import apply, clear_mask, write_mask
 from .arrays import copy, fill
 from .clock import advance
 from .encoder import encode
@@ -38,8 +38,7 @@ def to_decision(s, p, r, log, moved):
         if not advance(s, p, r, log) and not ended(s, p):
             return False
         moved = True
-    write_mask(s, p, r)
-    fill(s.mask, 0)
+    clear_mask(s, p)
     s.mask[0] = 1
     return True
 
@@ -56,6 +55,7 @@ def start(s):
     s.seat[:] = -1
     s.it_request[:] = -1
     s.it_end[:] = np.inf
+    s.gpu_next[:] = np.inf
     s.restore_request[:] = -1
     s.unit_resource[:] = -1
     s.unit_end[:] = np.inf

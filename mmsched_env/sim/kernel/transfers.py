@@ -19,7 +19,7 @@ from ..state import (
     UNIT_IDLE,
     UNIT_MOVING,
 )
-from .memory import gpu_of
+from .memory import gpu_of, slots_of
 
 
 @compiled
@@ -83,7 +83,7 @@ def start_unit(s, unit, seconds, num_bytes, resource, cap):
     s.unit_resource[unit] = resource
     s.unit_cap[unit] = cap
     s.unit_slow[unit] = 1.0
-    s.unit_end[unit] = s.now + seconds
+    set_unit_end(s, unit, s.now + seconds)
 
 
 @compiled
@@ -111,12 +111,18 @@ def finish_unit(s, unit):
 
 
 @compiled
+def set_unit_end(s, unit, end):
+    s.unit_end[unit] = end
+    s.stirred[gpu_of(s, unit % s.inst_model.shape[0])] = 1
+
+
+@compiled
 def set_slow(s, unit, slow):
     """From now on the rest of the unit's delay, or of its bytes at the rate it reaches alone, takes `slow` times as long."""
     if slow == s.unit_slow[unit]:
         return
     if s.unit_phase[unit] == UNIT_DELAY:
-        s.unit_end[unit] = s.now + (s.unit_end[unit] - s.now) * (slow / s.unit_slow[unit])
+        set_unit_end(s, unit, s.now + (s.unit_end[unit] - s.now) * (slow / s.unit_slow[unit]))
     else:
         s.resource_dirty[s.unit_resource[unit]] = 1
     s.unit_slow[unit] = slow
@@ -129,11 +135,6 @@ def cap_of(s, unit):
 
 
 @compiled
-def crosses(s, unit, resource):
-    return s.unit_phase[unit] == UNIT_MOVING and s.unit_resource[unit] == resource
-
-
-@compiled
 def share_resources(s, p):
     """Give every transfer its max-min fair rate where a transfer began or ended."""
     for resource in range(s.resource_dirty.shape[0]):
@@ -143,26 +144,44 @@ def share_resources(s, p):
 
 
 @compiled
+def find_crossing(s, p, resource):
+    """Write the units whose bytes cross a resource to `s.crossing`; returns how many. A link is used by its own GPU's only."""
+    hosts = s.host_kv.shape[0]
+    gpus = s.gpu_used.shape[0]
+    instances = s.inst_model.shape[0]
+    first = 0 if resource < hosts else (resource - hosts) % gpus
+    count = 0
+    for g in range(first, gpus if resource < hosts else first + 1):
+        if resource < hosts and p.gpu_host[g] != resource:
+            continue
+        for i in slots_of(s, g):
+            for unit in range(i, 2 * instances, instances):
+                if s.unit_phase[unit] == UNIT_MOVING and s.unit_resource[unit] == resource:
+                    s.crossing[count] = unit
+                    count += 1
+    return count
+
+
+@compiled
 def share_resource(s, p, resource):
     """Progressive filling: transfers capped below the equal share take their cap, the others split what is left."""
-    waiting = 0
-    for unit in range(s.unit_phase.shape[0]):
-        waiting += crosses(s, unit, resource)
+    crossing = s.crossing[: find_crossing(s, p, resource)]
+    waiting = crossing.shape[0]
     left = resource_rate(s, p, resource)
     limit = 0.0  # caps up to here have been served
     while waiting > 0:
         share = left / waiting
         lowest = np.inf
-        for unit in range(s.unit_phase.shape[0]):
-            if crosses(s, unit, resource) and cap_of(s, unit) > limit:
+        for unit in crossing:
+            if cap_of(s, unit) > limit:
                 lowest = min(lowest, cap_of(s, unit))
         if lowest >= share:
-            for unit in range(s.unit_phase.shape[0]):
-                if crosses(s, unit, resource) and cap_of(s, unit) > limit:
+            for unit in crossing:
+                if cap_of(s, unit) > limit:
                     set_rate(s, unit, share)
             return
-        for unit in range(s.unit_phase.shape[0]):
-            if crosses(s, unit, resource) and cap_of(s, unit) == lowest:
+        for unit in crossing:
+            if cap_of(s, unit) == lowest:
                 set_rate(s, unit, lowest)
                 left -= lowest
                 waiting -= 1
@@ -177,7 +196,7 @@ def set_rate(s, unit, rate):
     s.unit_left[unit] = max(0.0, s.unit_left[unit] - s.unit_rate[unit] * (s.now - s.unit_since[unit]))
     s.unit_since[unit] = s.now
     s.unit_rate[unit] = rate
-    s.unit_end[unit] = s.now + s.unit_left[unit] / rate
+    set_unit_end(s, unit, s.now + s.unit_left[unit] / rate)
 
 
 @compiled
