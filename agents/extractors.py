@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import gymnasium as gym
 import torch
@@ -101,7 +102,7 @@ class Entities:
         """(P, K, E) see estimates.py; fields of `pairs`."""
         levels, advisers = self.speedup.shape[-1], 0 if self.advice is None else self.advice.shape[1]
         first = self.pairs.shape[1] - levels * (len(FIELDS) + advisers)
-        return self.pairs[:, first : first + levels * len(FIELDS)].unflatten(1, (levels, len(FIELDS)))
+        return self.pairs[:, first : first + levels * len(FIELDS)].reshape(-1, levels, len(FIELDS))
 
     @property
     def pair_at(self) -> Tensor:
@@ -119,7 +120,7 @@ class Entities:
         request, request_env = _rows_of(self.request_env, at, len(self.gpus))
         pair, pair_env = _rows_of(self.request_env[self.pair_request], at, len(self.gpus))
         rows = dict.fromkeys(OF_REQUESTS, request) | dict.fromkeys(OF_PAIRS, pair)
-        taken = {name: value[rows.get(name, at)] for name, value in self.tensors().items()}
+        taken: dict[str, Any] = {name: value[rows.get(name, at)] for name, value in self.tensors().items()}
         moved = _counts(request_env, len(at))[1] - _counts(self.request_env, len(self.gpus))[1][at]
         taken |= {"request_env": request_env, "pair_request": taken["pair_request"] + moved[pair_env]}
         return replace(self, **taken)
@@ -133,7 +134,8 @@ class Entities:
             part.tensors() | {"request_env": part.request_env + env, "pair_request": part.pair_request + request}
             for part, env, request in zip(parts, envs, requests, strict=False)
         ]
-        return replace(parts[0], **{name: torch.cat([part[name] for part in moved]) for name in moved[0]})
+        joined: dict[str, Any] = {name: torch.cat([part[name] for part in moved]) for name in moved[0]}
+        return replace(parts[0], **joined)
 
 
 class EntityExtractor(BaseFeaturesExtractor):
@@ -180,7 +182,8 @@ class EntityExtractor(BaseFeaturesExtractor):
             env,
             mask.shape[0],
         )
-        instances = observation["instances"].unflatten(1, (num_gpus, num_slots))
+        rows = observation["instances"]
+        instances = rows.reshape(rows.shape[0], num_gpus, num_slots, rows.shape[2])
         squashed = self.squash["instances"](instances)
         of_pairs = [self.squash["pairs"](pairs), estimated.flatten(1)]
         of_instances = [squashed, squash(keep_value).view_as(squashed[..., :1])]

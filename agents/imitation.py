@@ -23,6 +23,7 @@ from mmsched_env.core import Simulation
 from .buffer import TimedRolloutBuffer
 from .config import ImitationConfig
 from .learner import BatchRule
+from .policies import RememberingPolicy
 from .ppo import AnchoredPPO, logits_and_values
 
 
@@ -55,7 +56,7 @@ def imitate(
     `report` is called after each round with the decisions so far and the round's figures; false ends the cloning.
     """
     env, buffer, policy = model.env, model.rollout_buffer, model.policy
-    assert env is not None and isinstance(buffer, TimedRolloutBuffer)
+    assert env is not None and isinstance(buffer, TimedRolloutBuffer) and isinstance(policy, RememberingPolicy)
     trace_s, buffer.trace_s = buffer.trace_s, np.inf  # returns as they came: there are no predictions to trust yet
     optimizer = torch.optim.Adam(policy.parameters(), lr=settings.learning_rate)
     observation: Any = env.reset()
@@ -70,10 +71,13 @@ def imitate(
         for _ in range(buffer.buffer_size):
             labels = teachers.decide()
             masks = get_action_masks(env)
-            actions = labels
-            if count >= settings.steps // 3 and acting.any():
+            actions, seen = labels, obs_as_tensor(observation, model.device)
+            if count < settings.steps // 3 or not acting.any():
                 with torch.no_grad():
-                    own = policy(obs_as_tensor(observation, model.device), action_masks=masks)[0].cpu().numpy()
+                    policy.remember(seen)  # for the buffer
+            else:
+                with torch.no_grad():
+                    own = policy(seen, action_masks=masks)[0].cpu().numpy()
                 agreed += float(np.mean(own == labels))
                 actions = np.where(acting, own, labels)
             after, rewards, done, _ = env.step(actions)

@@ -155,10 +155,14 @@ class RememberingPolicy(MaskableActorCriticPolicy):
 
     decided_on: Any = None
 
+    def remember(self, obs: Any) -> Any:
+        """What is made of observations before anything learned, as if they were decided on."""
+        self.decided_on = self.extract_features(obs)
+        return self.decided_on
+
     def forward(self, obs: Any, deterministic: bool = False, action_masks: Any = None) -> tuple[Tensor, Tensor, Tensor]:
         """Actions (B,), their values (B, 1) and log probabilities (B,)."""
-        self.decided_on = self.extract_features(obs)
-        latent_pi, latent_vf = self.mlp_extractor(self.decided_on)
+        latent_pi, latent_vf = self.mlp_extractor(self.remember(obs))
         distribution = self._get_action_dist_from_latent(latent_pi)
         distribution.apply_masking(action_masks)
         actions = distribution.get_actions(deterministic=deterministic)
