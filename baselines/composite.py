@@ -5,17 +5,23 @@ test. Requests are served by weight over expected seconds (c-mu), each at its ea
 where a load that puts out models in use is charged for bringing them back, one beside other loads for sharing the disk, and a
 place beside others for slowing them. One that has waited `max_wait_s` goes first
 and reserves its GPU. One that would have to wait may displace running work that loses `factor` times less.
-OFFLOAD lets in what an instance has no memory for, and gives layers back where that pays.
+OFFLOAD lets in what an instance has no memory for, and gives layers back where that pays. Learned weights may correct each step
+of this reckoning (adjust.py); there are none by default.
 
 The defaults are near the best of about 100 random settings on 4 to 8 traces of ten scenarios, split=train, on an earlier state of the rules.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmsched_env.sim.jit import records
+
+from .adjust import is_held_back, keep_factor, order_factor, place_factor, preempt_factor, weights_record
 from .base import RulePolicy, eviction_code, level_code
 from .displace import displace_instance, displace_request
 from .parts import (
@@ -48,19 +54,20 @@ class CompositeKnobs(NamedTuple):
     admit_after_s: float
     level: float
     eviction: float
+    weights: Any
 
 
 @part
-def price_of(view, i, busy_s):  # type: ignore[no-untyped-def]
+def price_of(view, i, busy_s, weights):  # type: ignore[no-untyped-def]
     """Seconds other requests are expected to lose if idle instance i is unloaded: its reload, by the chance that its model is
     asked for within `busy_s`."""
     row = view.instances[i]
     wanted = 1.0 - np.exp(-view.models[int(row.model)].arrivals_per_s * busy_s)
-    return wanted * (row.unload_s + row.reload_s)
+    return wanted * (row.unload_s + row.reload_s) * keep_factor(view, i, weights)
 
 
 @part
-def price_of_room(view, q, g, k):  # type: ignore[no-untyped-def]
+def price_of_room(view, q, g, k, weights):  # type: ignore[no-untyped-def]
     """The same for the idle models that a load on GPU g at level k puts out."""
     need = view.pairs[q, g].gpu_need_gb[k]
     room, free = room_when_left(view, g)
@@ -71,7 +78,7 @@ def price_of_room(view, q, g, k):  # type: ignore[no-untyped-def]
     size = 0.0
     for i in range(g * slots, (g + 1) * slots):
         if is_idle(view.instances[i]):
-            price += price_of(view, i, view.pairs[q, g].load_s[k] + service_seconds(view, q, g, k))
+            price += price_of(view, i, view.pairs[q, g].load_s[k] + service_seconds(view, q, g, k), weights)
             size += view.instances[i].gpu_gb
     return price * min(1.0, max(0.0, need - room) / size) if size > 0.0 else 0.0
 
@@ -98,7 +105,8 @@ def in_the_way(view, q, g, k, knobs):  # type: ignore[no-untyped-def]
     if victim < 0:
         return -1, np.inf
     service = service_seconds(view, q, g, k)
-    seconds = view.instances[victim].unload_s + service + knobs.return_price * price_of(view, victim, service)
+    price = knobs.return_price * price_of(view, victim, service, knobs.weights)
+    seconds = view.instances[victim].unload_s + service + price
     return (victim, seconds) if seconds < row.next_finish_s + service else (-1, np.inf)
 
 
@@ -151,7 +159,7 @@ def harm(view, q, g, k, knobs):  # type: ignore[no-untyped-def]
 
 @part
 def own_cost(view, q, g, k, knobs):  # type: ignore[no-untyped-def]
-    """Expected seconds of the request of slot q on GPU g at level k, the price of the room it takes added."""
+    """Expected seconds of the request of slot q on GPU g at level k, the price of the room it takes added, corrected."""
     _, by_unloading = in_the_way(view, q, g, k, knobs)
     seconds = min(completion_seconds(view, q, g, k), by_unloading)
     if seconds == np.inf:
@@ -166,8 +174,8 @@ def own_cost(view, q, g, k, knobs):  # type: ignore[no-untyped-def]
         mine, _ = loads_slowed(view, g, i, load_s)
         seconds += knobs.loading * mine
     if i < 0:
-        seconds += knobs.return_price * price_of_room(view, q, g, k)
-    return seconds
+        seconds += knobs.return_price * price_of_room(view, q, g, k, knobs.weights)
+    return seconds * place_factor(view, q, g, k, knobs.weights)
 
 
 @part
@@ -208,6 +216,15 @@ def least_cost(view, q, knobs):  # type: ignore[no-untyped-def]
     return (kind, kind_g, kind_k) if best_now else (best, best_g, best_k)
 
 
+@part
+def priority(view, q, g, k, seconds, knobs):  # type: ignore[no-untyped-def]
+    """Where the request of slot q comes in the order, with its best place and expected seconds; the highest first."""
+    if view.queue[q].age_s > knobs.max_wait_s:
+        return 1e6 + view.queue[q].age_s
+    waits = completion_seconds(view, q, g, k) > view.pairs[q, g].load_s[k] + service_seconds(view, q, g, k)
+    return view.queue[q].weight / seconds * order_factor(view, q, g, k, seconds, waits, knobs.weights)
+
+
 @rule
 def composite(view, knobs):  # type: ignore[no-untyped-def]
     slots = view.queue.shape[0]
@@ -219,24 +236,25 @@ def composite(view, knobs):  # type: ignore[no-untyped-def]
         if is_ready(view, q):
             seconds[q], gpu[q], level[q] = least_cost(view, q, knobs)
             if gpu[q] >= 0:
-                overdue = view.queue[q].age_s > knobs.max_wait_s
-                index[q] = -1e6 - view.queue[q].age_s if overdue else -view.queue[q].weight / seconds[q]
+                index[q] = -priority(view, q, gpu[q], level[q], seconds[q], knobs)
     reserved = np.zeros(view.gpus.shape[0])
     for _ in range(slots):
         q = int(np.argmin(index))
         if index[q] == np.inf:
             break
+        urgency = -index[q]
         index[q] = np.inf
         g = gpu[q]
         k = level[q]
-        if not goes_past(view, q, g, k, reserved):
+        if not goes_past(view, q, g, k, reserved) or is_held_back(view, q, g, k, urgency, knobs.weights):
             continue
         action = step_towards(view, q, g, k, knobs)
         if action == WAIT and view.mask[dispatch_index(view, q, g, k)] == 0:
-            action = displace_request(view, q, knobs.factor)
+            factor = knobs.factor * preempt_factor(view, q, knobs.weights)
+            action = displace_request(view, q, factor)
             if action == WAIT:
                 wait_s = completion_seconds(view, q, g, k) - view.pairs[q, g].load_s[k] - service_seconds(view, q, g, k)
-                action = displace_instance(view, q, g, k, wait_s, knobs.factor)
+                action = displace_instance(view, q, g, k, wait_s, factor, knobs.weights)
         if action > WAIT:
             return action
         if view.queue[q].age_s > knobs.max_wait_s:
@@ -269,6 +287,13 @@ class Composite(RulePolicy):
         that wait for the others; 0: every load is expected to have disk and links to itself.
     resize_gain, admit_after_s, level, eviction
         As for `Mect`.
+    weights
+        Learned weights by name (adjust.py); those not named are 0.
+
+    Raises
+    ------
+    ConfigError
+        An unknown level, order of eviction or weight.
     """
 
     rule = composite
@@ -285,6 +310,8 @@ class Composite(RulePolicy):
         admit_after_s: float = 0.0,
         level: str = "whole",
         eviction: str = "gdsf",
+        weights: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         numbers = (max_wait_s, factor, sharing, return_price, harm, loading, resize_gain, admit_after_s)
-        self.knobs = CompositeKnobs._make([*map(float, numbers), level_code(level), eviction_code(eviction)])
+        codes = level_code(level), eviction_code(eviction)
+        self.knobs = CompositeKnobs._make([*map(float, numbers), *codes, records(weights_record(weights))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .adjust import victim_factor
 from .parts import (
     INSTANCE,
     REQUEST,
@@ -35,8 +36,8 @@ def displace_request(view, q, factor):  # type: ignore[no-untyped-def]
 
 
 @part
-def displace_instance(view, q, g, k, wait_s, factor):  # type: ignore[no-untyped-def]
-    """Preempt an instance of GPU g to load the model of slot q at level k; WAIT: none is worth it."""
+def displace_instance(view, q, g, k, wait_s, factor, weights):  # type: ignore[no-untyped-def]
+    """Preempt an instance of GPU g to load the model of slot q at level k; WAIT: none is worth it. `weights`: see adjust.py."""
     if instance_of(view, view.queue[q].model, g) >= 0:
         return WAIT
     slots = slots_per_gpu(view)
@@ -54,7 +55,7 @@ def displace_instance(view, q, g, k, wait_s, factor):  # type: ignore[no-untyped
         busy_s = view.pairs[q, g].load_s[k] + service_seconds(view, q, g, k)
         gain = view.queue[q].weight * (wait_s - row.unload_s)
         loss = row.weight_seated * (row.unload_s + busy_s + row.reload_s)
-        if gain > factor * loss and gain - loss > most:
+        if gain > factor * victim_factor(view, i, weights) * loss and gain - loss > most:
             best = action
             most = gain - loss
     return best

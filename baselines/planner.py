@@ -30,6 +30,7 @@ from .base import RulePolicy
 from .cmu import Cmu
 from .collate import Collate
 from .composite import Composite
+from .evolved import Evolved
 from .least_loaded import LeastLoaded
 from .mect import Mect
 from .memory import copies
@@ -51,9 +52,9 @@ class Planner:
     Parameters
     ----------
     base
-        Rule that decides in the rollouts: composite, mect, least_loaded, collate or cmu.
+        Rule that decides in the rollouts: composite, mect, least_loaded, collate or cmu; or a .json of `mmsched evolve`.
     base_settings
-        Its settings, by name, other than those of conf/policy.
+        A named rule's settings, other than those of conf/policy.
     lead
         Policy that decides where nothing else does better, by its checkpoint's path or its name; empty: the base rule.
     samples
@@ -92,8 +93,8 @@ class Planner:
         sigma: float = 0.5,
         max_rounds: int = 1000,
     ) -> None:
-        if base not in RULES:
-            raise unknown_name("base rule", base, RULES)
+        if base not in RULES and not base.endswith(".json"):
+            raise unknown_name("base rule", base, [*RULES, "a .json written by `mmsched evolve`"])
         for name, number in {"samples": samples, "batch": batch, "width": width, "max_rounds": max_rounds}.items():
             if number < 1:
                 raise ConfigError(f"planner: {name} is {number}; accepted: at least 1")
@@ -114,6 +115,8 @@ class Planner:
             policy.reset(layout, seed)
 
     def _rule(self, name: str) -> RulePolicy:
+        if name not in RULES:
+            return Evolved(name)
         return RULES[name](**self.base_settings if name == self.base else {})
 
     def attach(self, simulation: Simulation) -> None:

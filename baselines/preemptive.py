@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .adjust import NOTHING_LEARNED
 from .base import RulePolicy, eviction_code, level_code
 from .displace import displace_instance, displace_request
 from .parts import WAIT, service_seconds
@@ -47,7 +48,7 @@ def preemptive(view, knobs):  # type: ignore[no-untyped-def]
             action = displace_request(view, q, knobs.factor)
         if action == WAIT:
             wait_s = seconds - view.pairs[q, g].load_s[k] - service_seconds(view, q, g, k)
-            action = displace_instance(view, q, g, k, wait_s, knobs.factor)
+            action = displace_instance(view, q, g, k, wait_s, knobs.factor, NOTHING_LEARNED)
         if action > WAIT:
             return action
     for q in range(index.shape[0]):

@@ -16,6 +16,8 @@ from ..errors import ConfigError, MmschedError, unknown_name
 from ..policy import Policy
 
 CHECKPOINT = "checkpoint"
+SUFFIXES = (".zip", ".json", ".onnx")
+"""of files that hold a learned policy"""
 BOUND_MARK = " (bound)"
 """in the label of what sees hidden facts: it shows what is left to gain and competes with no policy"""
 
@@ -38,10 +40,10 @@ def make_policy(entry: str | Mapping[str, Any]) -> tuple[str, Policy]:
     settings = dict(entry) if isinstance(entry, Mapping) else {"name": entry}
     name = str(settings.pop("name", ""))
     label = name + "".join(f",{key}={value}" for key, value in settings.items())
-    if name.endswith(".zip") or "/" in name:
+    if name.endswith(SUFFIXES) or "/" in name:
         return label, _instantiate(CHECKPOINT, {"path": name, **settings})
     if name not in policy_names():
-        raise unknown_name("policy or checkpoint (.zip)", name, policy_names())
+        raise unknown_name("policy or checkpoint (.zip, .json)", name, policy_names())
     policy = _instantiate(name, settings)
     return label + (BOUND_MARK if getattr(policy, "is_bound", False) else ""), policy
 
@@ -53,16 +55,22 @@ def chosen_entry(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": settings.pop("path") if choice == CHECKPOINT else choice, **settings}
 
 
-def _instantiate(name: str, settings: Mapping[str, Any]) -> Policy:
+def policy_settings(name: str) -> dict[str, Any]:
+    """The contents of conf/policy/<name>.yaml."""
     file = resources.files("mmsched_env.conf") / "policy" / f"{name}.yaml"
     values = OmegaConf.to_container(OmegaConf.create(file.read_text()))
     assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _instantiate(name: str, settings: Mapping[str, Any]) -> Policy:
+    values = policy_settings(name)
     for key in settings:
         if key not in values:
             raise unknown_name(f"setting of policy {name}", key, [str(k) for k in values if k != "_target_"])
     if name == CHECKPOINT and not Path(str(settings["path"])).is_file():
         raise ConfigError(
-            f"checkpoint '{settings['path']}' does not exist; accepted: a .zip written by `mmsched train`"
+            f"checkpoint '{settings['path']}' does not exist; accepted: a .zip written by `mmsched train` or a .json by `mmsched evolve`"
         )
     try:
         policy = instantiate(values | dict(settings))
