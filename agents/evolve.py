@@ -32,7 +32,7 @@ from mmsched_env.baselines.adjust import NETWORK, UNIT, UNITS, WEIGHTS
 from mmsched_env.baselines.composite import Composite
 from mmsched_env.baselines.evolved import FORMAT
 from mmsched_env.config import EnvConfig, build
-from mmsched_env.errors import ConfigError
+from mmsched_env.errors import ConfigError, unknown_name
 from mmsched_env.evaluation.policies import policy_settings
 from mmsched_env.evaluation.report import write_text
 from mmsched_env.evaluation.tuned import tuned_entry
@@ -46,8 +46,10 @@ MOST_CHANGE = 3.0
 """of such a logarithm"""
 FIRST_UNITS = np.random.default_rng(0).normal(0.0, 0.7, (UNITS, len(UNIT))) * (np.array(UNIT) != "output")
 """the network before it has learned: what each unit looks at is drawn, none has a say"""
-GENES = len(WEIGHTS) + len(SETTINGS) + FIRST_UNITS.size
-"""of a candidate: weights, logarithms of what the settings are multiplied with, changes of the units"""
+GROUP_OF = (*(name.split("_")[0] for name in WEIGHTS), *["settings"] * len(SETTINGS), *["units"] * FIRST_UNITS.size)
+"""of each number of a candidate: weights, logarithms of what the settings are multiplied with, changes of the units"""
+GROUPS = tuple(dict.fromkeys(GROUP_OF))
+GENES = len(GROUP_OF)
 HOPELESS = 1e9
 """what counts as mean E2E over the rule's where an episode does not end"""
 
@@ -59,6 +61,8 @@ class EvolveConfig:
     envs: tuple[EnvConfig, ...]
     settings: dict[str, Any]
     """of the rule that it begins with"""
+    learn: tuple[str, ...]
+    """which of `GROUPS`; nothing of the others changes"""
     run_dir: str
     seed: int
     generations: int
@@ -74,6 +78,9 @@ class EvolveConfig:
         for key, value in (least | {"processes": 0}).items():
             if getattr(self, key) < value:
                 raise ConfigError(f"{key} is {getattr(self, key)}; accepted: a whole number >= {value}")
+        for group in self.learn or ("",):
+            if group not in GROUPS:
+                raise unknown_name("group of `learn`", group, GROUPS)
         if not 0 < self.sigma < math.inf:
             raise ConfigError(f"sigma is {self.sigma}; accepted: a number above 0")
 
@@ -159,7 +166,9 @@ class Search:
 
     def __init__(self, config: EvolveConfig, play: Any) -> None:
         self.config, self.play = config, play
-        self.optimizer = cmaes.CMA(np.zeros(GENES), config.sigma, seed=config.seed, population_size=config.population)
+        self.searched = np.flatnonzero(np.isin(GROUP_OF, config.learn))
+        begin = np.zeros(len(self.searched))
+        self.optimizer = cmaes.CMA(begin, config.sigma, seed=config.seed, population_size=config.population)
         self.history = Path(config.run_dir) / "history.json"
         self.losses: list[list[float]] = []
         self.validations: list[dict[str, Any]] = []
@@ -191,7 +200,7 @@ class Search:
         found(self.best)
         while len(self.losses) < self.config.generations:
             candidates = [self.optimizer.ask() for _ in range(self.config.population)]
-            self._tell(candidates, self._losses(candidates))
+            self._tell(candidates, self._losses([self._genes(found) for found in candidates]))
             if len(self.losses) % self.config.validate_every == 0 or len(self.losses) == self.config.generations:
                 self._validate()
                 found(self.best)
@@ -201,6 +210,11 @@ class Search:
     def best(self) -> dict[str, Any]:
         """The validation of the least loss."""
         return min(self.validations, key=lambda row: row["loss"])
+
+    def _genes(self, found: NDArray[np.float64]) -> NDArray[np.float64]:
+        genes = np.zeros(GENES)
+        genes[self.searched] = found
+        return genes
 
     def _tell(self, candidates: list[NDArray[np.float64]], losses: list[float]) -> None:
         self.optimizer.tell(list(zip(candidates, losses, strict=True)))
@@ -214,7 +228,7 @@ class Search:
 
     def _validate(self) -> None:
         """Where the search stands now, on the same validation traces every time."""
-        mean = self.optimizer.mean if self.losses else np.zeros(GENES)
+        mean = self._genes(self.optimizer.mean) if self.losses else np.zeros(GENES)
         count = self.config.validation_traces
         if self._line is None:
             self._line = self._e2e([np.zeros(GENES)], "validation", 0, count)[0]
@@ -294,26 +308,27 @@ def run(config: DictConfig) -> float:
     envs = tuple(hydra_app.env_config_of(one) for one in composed)
     given = {
         "envs": envs,
-        "settings": _first_settings(scenarios, bool(config.tuned)),
+        "settings": _first_settings(scenarios, bool(config.tuned), values["rule"] or {}),
         "run_dir": hydra_app.output_folder(),
     }
     path = evolve(build(EvolveConfig, own | given), {"scenarios": scenarios, "command": " ".join(sys.argv)})
     return float(np.log(json.loads(path.read_text())["training"]["validation"]).mean())
 
 
-def _first_settings(scenarios: Sequence[str], tuned: bool) -> dict[str, Any]:
-    """The composite rule's settings to begin with: conf/policy's, those tuned for the scenarios' family over them."""
+def _first_settings(scenarios: Sequence[str], tuned: bool, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The composite rule's settings to begin with: conf/policy's, over them those tuned for the scenarios' family, over these
+    those `given`."""
     entries = [tuned_entry("composite", name) for name in scenarios] if tuned else [{}]
     if any(entry != entries[0] for entry in entries):
         raise ConfigError(
             f"scenarios of several families ({', '.join(scenarios)}) with tuned=true; accepted: tuned=false"
         )
     found = {key: value for key, value in entries[0].items() if key != "name"}
-    return {
-        key: value
-        for key, value in (policy_settings("composite") | found).items()
-        if key not in ("_target_", "weights")
-    }
+    known = {key: value for key, value in policy_settings("composite").items() if key not in ("_target_", "weights")}
+    for key in given:
+        if key not in known:
+            raise unknown_name("setting of policy composite", str(key), known)
+    return {**known, **found, **given}
 
 
 def main(arguments: Sequence[str]) -> None:

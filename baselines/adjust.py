@@ -89,7 +89,7 @@ _DTYPE = np.dtype([*((name, "f8") for name in WEIGHTS), (NETWORK, "f8", (UNITS, 
 LIMIT = 6.0
 """no factor is above e**6 or below e**-6"""
 UNHELD = -7.0
-"""logarithm of weight over expected seconds below which a load is held back before anything is learned: never, as good as"""
+"""logarithm of weight over expected seconds from which learned weights raise the bar below which a load is held back"""
 
 
 def weights_record(weights: Mapping[str, Any]) -> NDArray[np.void]:
@@ -241,5 +241,6 @@ def is_held_back(view, q, g, k, priority, weights):  # type: ignore[no-untyped-d
     if view.whole[0].num_in_system == view.whole[0].queue_length:
         return False
     w = weights[0]
-    u = UNHELD + 5.0 * w.hold + 2.0 * w.hold_queue * queue_size(view) + w.hold_others * others_waiting(view, q)
-    return np.log(priority) < u + 2.0 * w.hold_rate * asked_for(view.models[int(view.queue[q].model)])
+    u = 5.0 * w.hold + 2.0 * w.hold_queue * queue_size(view) + w.hold_others * others_waiting(view, q)
+    u += 2.0 * w.hold_rate * asked_for(view.models[int(view.queue[q].model)])
+    return u > 0.0 and np.log(priority) < UNHELD + u

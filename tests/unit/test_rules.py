@@ -385,3 +385,12 @@ def test_composite_spares_the_requests_of_a_busy_gpu() -> None:
         set(play({"name": "composite", "harm": harm}, env, trace)[0]["instance"] // slots) for harm in (0.0, 1.0)
     )
     assert alone == {0} and sparing == {0, 1}
+
+
+def test_a_load_that_many_wait_for_comes_first_if_that_was_learned() -> None:
+    """One short request against four of another model: by itself the rule takes the one that is done soonest."""
+    pair = (MIDDLE, LARGE)
+    rows = [{"at": 0.0, "model": MIDDLE, "output": 100}, *[{"at": 0.0, "model": LARGE, "output": 200}] * 4]
+    env, trace = config(pair), requests(pair, rows)
+    assert started("composite", env, trace)[0] == 0
+    assert started({"name": "composite", "weights": {"order_load_others": 3.0}}, env, trace)[0] != 0

@@ -1,0 +1,132 @@
+"""Learned corrections of the composite rule: none changes nothing, each one counts, files are checked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mmsched_env.baselines.adjust import NETWORK, UNIT, UNITS, WEIGHTS
+from mmsched_env.baselines.composite import Composite
+from mmsched_env.baselines.evolved import FORMAT
+from mmsched_env.config import ConfigError, env_config
+from mmsched_env.core import Simulation
+from mmsched_env.evaluation.policies import make_policy
+from mmsched_env.evaluation.rollout import run_episode
+
+CLUSTERS = (
+    {"gpus": ["rtx-4090-24gb"], "hosts": ["desktop-ddr5"], "gpu_hosts": [0]},
+    {"gpus": ["rtx-4090-24gb", "rtx-4090-24gb", "rtx-5060-ti-16gb"], "hosts": ["desktop-ddr5"], "gpu_hosts": [0, 0, 0]},
+)
+MODELS = ["qwen2.5-14b-q4_k_m", "qwen3-8b-f16", "qwen3-32b-q4_k_m", "llama-3-8b-f16"]
+
+
+@pytest.fixture(scope="module")
+def busy() -> list[Simulation]:
+    """Models that do not fit beside each other, on one GPU and on two unequal ones, requests of two classes."""
+    workload = {"kind": "generator", "num_requests": 90, "classes": {"interactive_share": 0.5}}
+    values = [
+        {"cluster": cluster, "models": {"names": MODELS}, "workload": workload | {"rate_per_s": rate}}
+        for cluster, rate in zip(CLUSTERS, (1.0, 2.5), strict=True)
+    ]
+    return [Simulation(env_config(value), 1) for value in values]
+
+
+def outcomes(simulations: list[Simulation], weights: dict[str, Any]) -> list[Any]:
+    """Finishing times of every request under the rule with these weights."""
+    played = []
+    for simulation in simulations:
+        for seed in (1, 2, 3, 4):
+            trace = simulation.config.workload.sample(seed, simulation.config.models.names)
+            episode = run_episode(simulation, Composite(factor=0.5, level="cheapest", weights=weights), trace, seed)
+            assert episode.rows["finished"].all(), weights
+            played.append(episode.rows["e2e_s"])
+    return played
+
+
+def test_weights_of_nought_decide_as_none_do(busy: list[Simulation]) -> None:
+    nought = dict.fromkeys(WEIGHTS, 0.0) | {NETWORK: np.zeros((UNITS, len(UNIT)))}
+    for ours, plain in zip(outcomes(busy, nought), outcomes(busy, {}), strict=True):
+        np.testing.assert_array_equal(ours, plain)
+
+
+def test_every_weight_has_a_say(busy: list[Simulation]) -> None:
+    plain = outcomes(busy, {})
+    idle = [
+        name
+        for name in WEIGHTS
+        if all(
+            np.array_equal(ours, rule)
+            for weight in (-4.0, 4.0)
+            for ours, rule in zip(outcomes(busy, {name: weight}), plain, strict=True)
+        )
+    ]
+    assert idle == []
+
+
+@pytest.mark.parametrize("number", range(1, len(UNIT) - 1))
+def test_every_input_of_a_unit_has_a_say(busy: list[Simulation], number: int) -> None:
+    """Beside the input `order_load`: what is the same for all requests counts only together with what is not."""
+    changed = []
+    for output in (-4.0, 4.0):
+        without = np.zeros((UNITS, len(UNIT)))
+        without[3, UNIT.index("order_load")], without[3, -1] = 0.5, output
+        unit = without.copy()
+        unit[3, number] += 3.0
+        pairs = zip(outcomes(busy, {NETWORK: unit}), outcomes(busy, {NETWORK: without}), strict=True)
+        changed += [not np.array_equal(ours, other) for ours, other in pairs]
+    assert any(changed)
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ({"no_such": 1.0}, "no_such"),
+        ({"keep": float("nan")}, "keep is nan"),
+        ({"keep": "much"}, "a finite number"),
+        ({"keep": [1.0]}, "a finite number"),
+        ({NETWORK: [[1.0]]}, "lists of"),
+        ({NETWORK: 1.0}, "lists of"),
+    ],
+)
+def test_wrong_weights_are_said(weights: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Composite(weights=weights)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "does not exist"),
+        ("{", "no JSON"),
+        ("[]", "format"),
+        ('{"format": "mmsched learned weights 1", "settings": {}}', "not both there"),
+        ('{"format": "mmsched learned weights 1", "settings": {"no_such": 1}, "weights": {}}', "no_such"),
+        ('{"format": "mmsched learned weights 1", "settings": {"level": "no_such"}, "weights": {}}', "no_such"),
+        ('{"format": "mmsched learned weights 1", "settings": {}, "weights": {"no_such": 1}}', "no_such"),
+    ],
+)
+def test_wrong_files_are_said(tmp_path: Path, text: str | None, words: str) -> None:
+    path = tmp_path / "best.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        make_policy(str(path))
+
+
+def test_a_file_decides_as_its_settings_and_weights(tmp_path: Path, busy: list[Simulation]) -> None:
+    path = tmp_path / "best.json"
+    settings, weights = (
+        {"factor": 0.5, "level": "cheapest"},
+        {"order_load_others": 1.0, NETWORK: np.full((UNITS, len(UNIT)), 0.3).tolist()},
+    )
+    path.write_text(json.dumps({"format": FORMAT, "settings": settings, "weights": weights}))
+    simulation = busy[0]
+    trace = simulation.config.workload.sample(1, simulation.config.models.names)
+    episode = run_episode(simulation, make_policy(str(path))[1], trace, 1)
+    np.testing.assert_array_equal(episode.rows["e2e_s"], outcomes(busy[:1], weights)[0])
+    planner = make_policy({"name": "planner", "base": str(path), "samples": 4, "width": 2})[1]
+    assert run_episode(simulation, planner, trace, 1).rows["finished"].all()
