@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -311,8 +312,14 @@ def run(config: DictConfig) -> float:
         "settings": _first_settings(scenarios, bool(config.tuned), values["rule"] or {}),
         "run_dir": hydra_app.output_folder(),
     }
-    path = evolve(build(EvolveConfig, own | given), {"scenarios": scenarios, "command": " ".join(sys.argv)})
+    path = evolve(build(EvolveConfig, own | given), {"scenarios": scenarios, "command": _command()})
     return float(np.log(json.loads(path.read_text())["training"]["validation"]).mean())
+
+
+def _command() -> str:
+    """How to do it again: the command without what makes no difference to what is found."""
+    kept = [argument for argument in sys.argv if not argument.startswith(("out=", "processes="))]
+    return " ".join([kept[0], shlex.join(kept[1:])])
 
 
 def _first_settings(scenarios: Sequence[str], tuned: bool, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from mmsched_env.core import Simulation
 from mmsched_env.evaluation.policies import make_policy
 from mmsched_env.evaluation.rollout import run_episode
 
+PRETRAINED = Path(__file__).parents[2] / "agents" / "pretrained"
 ONE, THREE = ["rtx-4090-24gb"], ["rtx-4090-24gb", "rtx-4090-24gb", "rtx-5060-ti-16gb"]
 SWAPPED = ["qwen2.5-14b-q4_k_m", "qwen3-8b-f16", "qwen3-32b-q4_k_m", "llama-3-8b-f16"]
 SPREAD = ["llama-3-8b-f16", "qwen2.5-32b-q4_k_m", "gemma-3-12b-q4_k_m", "phi-4-14b-q4_k_m"]
@@ -133,3 +134,11 @@ def test_a_file_decides_as_its_settings_and_weights(tmp_path: Path, busy: list[S
     np.testing.assert_array_equal(episode.rows["e2e_s"], next(outcomes(busy[:1], weights)))
     planner = make_policy({"name": "planner", "base": str(path), "samples": 4, "width": 2})[1]
     assert run_episode(simulation, planner, trace, 1).rows["finished"].all()
+
+
+@pytest.mark.parametrize("path", sorted(PRETRAINED.glob("*.json")), ids=lambda path: path.stem)
+def test_those_shipped_can_be_used_and_say_where_they_come_from(path: Path) -> None:
+    make_policy(str(path))
+    training = json.loads(path.read_text())["training"]
+    assert training["command"].startswith("mmsched evolve ") and f"seed={training['seed']}" in training["command"]
+    assert len(training["validation"]) == len(training["scenarios"]) > 0
