@@ -54,6 +54,21 @@ def test_policies_are_compared_on_the_traces_that_both_have_met() -> None:
     assert rows["composite"].against is None and rows["composite"].gap == pytest.approx(1.0)
 
 
+def test_the_best_rule_of_each_scenario_is_neither_learned_nor_looks_ahead() -> None:
+    rules = run(
+        one=part(composite=[10.0, 12.0], mect=[20.0, 24.0], planner=[9.0, 9.0], learned=[8.0, 8.0]),
+        two=part(composite=[7.0, 7.0], mect=[6.0, 6.0], planner=[3.0, 3.0], learned=[3.0, 6.0]),
+    )
+    rows = rows_of([rules], "best-rule")
+    assert rows["one"]["composite"].against is None and rows["one"]["learned"].ratio == pytest.approx(8 / 11)
+    assert rows["two"]["mect"].against is None and rows["two"]["learned"].ratio == pytest.approx(0.75)
+    few = run(one=part(srpt=[5.0]))
+    assert rows_of([rules, few], "best-rule")["one"]["composite"].against is None, "of those with the most traces"
+    assert "| learned |" in page([rules], "best-rule")
+    with pytest.raises(ConfigError, match="policy '' is in no run"):
+        rows_of([run(one=part(learned=[1.0, 2.0]))], "best-rule")
+
+
 def test_p_values_are_corrected_for_the_number_of_scenarios() -> None:
     one_alone = rows_of([run(one=RULES["scenarios"]["one"])], "composite")["one"]["slow"].p
     assert rows_of([RULES], "composite")["one"]["slow"].p == pytest.approx(2 * one_alone)
