@@ -2,7 +2,7 @@
 
 `sb3 default` is `MaskablePPO` with sb3-contrib's own values (batch 64, 10 epochs, its flat MLP) over our environments.
 `sb3 tuned` is the fastest setting found without code of ours in the learner: large batches, few epochs, one thread.
-`ours` is `mmsched train`'s default policy and settings. All on the same number of environments and rollout size.
+`attention` is the usual network (attention.py) at our batch size and epochs. `ours` is `mmsched train`'s default policy and settings. All on the same number of environments and rollout size.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from mmsched_env.agents.config import AgentConfig, TrainConfig
 from mmsched_env.agents.sb3_vec_env import ServingSB3VecEnv
 from mmsched_env.agents.train import make_model, make_venv
 from mmsched_env.config import EnvConfig
+from mmsched_env.sim.state import Dims
+
+from .attention import AttentionExtractor
 
 NUM_ENVS = 64
 ROLLOUT = 8192
@@ -53,6 +56,16 @@ def default_sb3(config: EnvConfig, **settings: Any) -> tuple[MaskablePPO, Servin
     ), serving
 
 
+def attention(config: EnvConfig) -> tuple[MaskablePPO, ServingSB3VecEnv]:
+    """Attention over rows and a flat head, at our settings."""
+    agent = AgentConfig()
+    extractor = {
+        "features_extractor_class": AttentionExtractor,
+        "features_extractor_kwargs": {"dims": Dims.of(config.limits)},
+    }
+    return default_sb3(config, batch_size=agent.batch_size, n_epochs=agent.n_epochs, policy_kwargs=extractor)
+
+
 def settings(config: EnvConfig) -> TrainConfig:
     """`mmsched train`'s."""
     agent = dataclasses.replace(AgentConfig(), n_steps=ROLLOUT // NUM_ENVS)
@@ -73,6 +86,7 @@ def measure(config: EnvConfig, updates: int = 2) -> dict[str, float]:
         "ours": lambda: ours(config),
         "sb3 tuned": lambda: default_sb3(config, batch_size=2048, n_epochs=3),
         "sb3 default": lambda: default_sb3(config),
+        "attention": lambda: attention(config),
     }
     out: dict[str, float] = {}
     for name, make in makers.items():
@@ -91,7 +105,7 @@ def measure(config: EnvConfig, updates: int = 2) -> dict[str, float]:
         out[f"{name}: frames/s of processor time"] = updates * ROLLOUT / cpu
         for part, seconds in shares.seconds.items():
             out[f"{name}: {part}, share of time"] = seconds / wall
-    for other in ("sb3 tuned", "sb3 default"):
+    for other in ("sb3 tuned", "sb3 default", "attention"):
         ratio = out["ours: frames/s of processor time"] / out[f"{other}: frames/s of processor time"]
         out[f"ours over {other}"] = ratio
     return out

@@ -314,7 +314,9 @@ def test_one_checkpoint_serves_other_clusters_and_models(warm, gpus):
     assert run_episode(Simulation(config, 1), load_policy(warm), trace, 1).rows["finished"].all()
 
 
-@pytest.mark.parametrize("file", sorted([*PRETRAINED.glob("*.zip"), *PRETRAINED.glob("*.json")]), ids=lambda file: file.name)
+@pytest.mark.parametrize(
+    "file", sorted([*PRETRAINED.glob("*.zip"), *PRETRAINED.glob("*.json")]), ids=lambda file: file.name
+)
 def test_a_pretrained_policy_serves_its_scenario_and_has_a_card(file):
     assert file.stat().st_size < 5_000_000
     assert f"## {file.name}" in (PRETRAINED / "README.md").read_text()

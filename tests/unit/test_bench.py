@@ -81,3 +81,18 @@ def test_the_export_part_times_decisions() -> None:
 
     figures = export.measure(EnvConfig(), rounds=1, decisions=5)
     assert set(figures) == {"exported: ms a decision", "network: ms a decision"} and min(figures.values()) > 0
+
+
+def test_the_attention_network_sees_what_is_there_and_nothing_else() -> None:
+    torch = pytest.importorskip("torch")
+    from mmsched_env.benchmarks import training
+
+    model, serving = training.attention(EnvConfig())
+    observation = model.policy.obs_to_tensor(serving.reset())[0]
+    before = model.policy.extract_features(observation)
+    slot = int(observation["queue"][0, :, 0].argmin())
+    assert observation["queue"][0, slot, 0] == 0, "an empty slot"
+    observation["queue"][0, slot, 1:] = 7.0
+    assert torch.equal(model.policy.extract_features(observation), before)
+    observation["queue"][0, slot, 0] = 1.0
+    assert not torch.equal(model.policy.extract_features(observation), before)
