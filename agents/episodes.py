@@ -1,16 +1,27 @@
-"""Whole episodes of a compiled rule on the traces of a scenario, one after the other without Python between decisions."""
+"""Whole episodes of candidates on the traces of scenarios, without Python between decisions, in one process or several."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from os import cpu_count
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmsched_env import metrics
 from mmsched_env.baselines.base import RulePolicy
+from mmsched_env.baselines.composite import Composite
 from mmsched_env.baselines.memory import new_memory
 from mmsched_env.config import EnvConfig
 from mmsched_env.core import Simulation, Snapshot
 from mmsched_env.workload.splits import seed_of
+
+from .genes import GENES, policy_of
 
 MOST_DECISIONS = 20_000
 """of an episode, some ten times what is usual: one that needs more counts as never ending"""
@@ -51,3 +62,65 @@ class Episodes:
             simulation.outcomes[flag] = 0
         for e, start in enumerate(self._starts):
             simulation.restore(start, slice(e, e + 1))
+
+
+@dataclass(frozen=True)
+class Task:
+    """One candidate on some traces of one scenario."""
+
+    genes: tuple[float, ...]
+    scenario: int
+    split: str
+    first: int
+    count: int
+
+
+class Player:
+    """Plays tasks, the traces of one scenario and split kept until others are asked for."""
+
+    def __init__(self, envs: Sequence[EnvConfig], settings: Mapping[str, Any]) -> None:
+        self.envs, self.settings = envs, settings
+        self.known: dict[tuple[int, str], Episodes] = {}
+
+    def __call__(self, task: Task) -> NDArray[np.float64]:
+        """Weighted mean E2E in seconds (count,)."""
+        key = (task.scenario, task.split)
+        if key not in self.known:
+            self.known[key] = Episodes(self.envs[task.scenario], task.count)
+        settings, weights = policy_of(np.array(task.genes), self.settings)
+        return self.known[key].mean_e2e(Composite(**settings, weights=weights), task.split, task.first)
+
+
+_player: Player
+
+
+def _begin(envs: Sequence[EnvConfig], settings: Mapping[str, Any]) -> None:
+    global _player
+    _player = Player(envs, settings)
+
+
+def _play(task: Task) -> NDArray[np.float64]:
+    return _player(task)
+
+
+Play = Callable[[Iterable[Task]], Iterable[NDArray[np.float64]]]
+"""tasks -> what each gave, in their order"""
+
+
+@contextmanager
+def players(envs: Sequence[EnvConfig], settings: Mapping[str, Any], processes: int) -> Iterator[Play]:
+    """A function that plays tasks, in this process or in `processes`; 0: one a CPU."""
+    count = processes or cpu_count() or 1
+    if count == 1:
+        player = Player(envs, settings)
+        yield lambda tasks: map(player, tasks)
+        return
+    Player(envs, settings)(Task((0.0,) * GENES, 0, "train", 0, 1))  # compiles for all
+    arguments = (envs, settings)
+    # spawn: the same in every system, and no half-copied threads of Numba
+    with ProcessPoolExecutor(count, get_context("spawn"), _begin, arguments) as pool:
+        try:
+            yield lambda tasks: pool.map(_play, tasks)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

@@ -14,12 +14,8 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
-from os import cpu_count
 from pathlib import Path
 from typing import Any
 
@@ -28,29 +24,19 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from mmsched_env import __version__, hydra_app
-from mmsched_env.baselines.adjust import NETWORK, UNIT, UNITS, WEIGHTS
-from mmsched_env.baselines.composite import Composite
+from mmsched_env import hydra_app
 from mmsched_env.baselines.evolved import FORMAT
 from mmsched_env.config import EnvConfig, build
 from mmsched_env.errors import ConfigError, unknown_name
+from mmsched_env.evaluation.cells import code_hash
 from mmsched_env.evaluation.policies import policy_settings
 from mmsched_env.evaluation.report import write_text
 from mmsched_env.evaluation.tuned import tuned_entry
 
-from .episodes import Episodes
+from .episodes import Play, Task, players
+from .genes import GENES, GROUP_OF, GROUPS, policy_of
 
 COMMAND = "evolve"
-SETTINGS = ("max_wait_s", "sharing", "return_price", "harm", "loading", "resize_gain")
-"""of the rule, searched as well, by the logarithms of what they are multiplied with"""
-MOST_CHANGE = 3.0
-"""of such a logarithm"""
-FIRST_UNITS = np.random.default_rng(0).normal(0.0, 0.7, (UNITS, len(UNIT))) * (np.array(UNIT) != "output")
-"""the network before it has learned: what each unit looks at is drawn, none has a say"""
-GROUP_OF = (*(name.split("_")[0] for name in WEIGHTS), *["settings"] * len(SETTINGS), *["units"] * FIRST_UNITS.size)
-"""of each number of a candidate: weights, logarithms of what the settings are multiplied with, changes of the units"""
-GROUPS = tuple(dict.fromkeys(GROUP_OF))
-GENES = len(GROUP_OF)
 HOPELESS = 1e9
 """what counts as mean E2E over the rule's where an episode does not end"""
 
@@ -90,16 +76,7 @@ class EvolveConfig:
         """What a search must share with one that goes on with it, as text."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         own = {key: value for key, value in values.items() if key not in ("run_dir", "generations", "processes")}
-        return json.dumps(own | {"version": __version__}, sort_keys=True, default=repr)
-
-
-def policy_of(genes: NDArray[np.float64], settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(settings, weights) of the rule for `genes` (GENES,); with all of them 0 it decides as it did."""
-    linear, factors, units = np.split(genes, np.cumsum([len(WEIGHTS), len(SETTINGS)]))
-    changes = np.exp(np.clip(factors, -MOST_CHANGE, MOST_CHANGE)).tolist()
-    changed = {key: settings[key] * change for key, change in zip(SETTINGS, changes, strict=True)}
-    network = (FIRST_UNITS + units.reshape(FIRST_UNITS.shape)).tolist()
-    return {**settings, **changed}, {**dict(zip(WEIGHTS, linear.tolist(), strict=True)), NETWORK: network}
+        return json.dumps(own | {"code": code_hash()}, sort_keys=True, default=repr)
 
 
 def loss(ours: NDArray[np.float64], rule: NDArray[np.float64]) -> float:
@@ -111,48 +88,6 @@ def loss(ours: NDArray[np.float64], rule: NDArray[np.float64]) -> float:
     return float(np.nan_to_num((of_means + of_traces).mean() / 2, nan=HOPELESS, posinf=HOPELESS))
 
 
-# ---------------------------------------------------------------- playing
-
-
-@dataclass(frozen=True)
-class Task:
-    """One candidate on some traces of one scenario."""
-
-    genes: tuple[float, ...]
-    scenario: int
-    split: str
-    first: int
-    count: int
-
-
-class Player:
-    """Plays tasks, the traces of one scenario and split kept until others are asked for."""
-
-    def __init__(self, envs: Sequence[EnvConfig], settings: Mapping[str, Any]) -> None:
-        self.envs, self.settings = envs, settings
-        self.known: dict[tuple[int, str], Episodes] = {}
-
-    def __call__(self, task: Task) -> NDArray[np.float64]:
-        """Weighted mean E2E in seconds (count,)."""
-        key = (task.scenario, task.split)
-        if key not in self.known:
-            self.known[key] = Episodes(self.envs[task.scenario], task.count)
-        settings, weights = policy_of(np.array(task.genes), self.settings)
-        return self.known[key].mean_e2e(Composite(**settings, weights=weights), task.split, task.first)
-
-
-_player: Player
-
-
-def _begin(envs: Sequence[EnvConfig], settings: Mapping[str, Any]) -> None:
-    global _player
-    _player = Player(envs, settings)
-
-
-def _play(task: Task) -> NDArray[np.float64]:
-    return _player(task)
-
-
 # ---------------------------------------------------------------- searching
 
 
@@ -162,10 +97,10 @@ class Search:
     Parameters
     ----------
     play
-        (tasks) -> iterator of E2E, in order.
+        Plays candidates.
     """
 
-    def __init__(self, config: EvolveConfig, play: Any) -> None:
+    def __init__(self, config: EvolveConfig, play: Play) -> None:
         self.config, self.play = config, play
         self.searched = np.flatnonzero(np.isin(GROUP_OF, config.learn))
         begin = np.zeros(len(self.searched))
@@ -188,7 +123,7 @@ class Search:
         stored = json.loads(self.history.read_text())
         if stored["search"] != json.loads(self.config.identity):
             raise ConfigError(
-                f"{self.history} is of another search; accepted: the settings it began with, or another `out`"
+                f"{self.history} is of another search; accepted: the settings and the code it began with, or another `out`"
             )
         for losses in stored["losses"][: self.config.generations]:
             self._tell([self.optimizer.ask() for _ in losses], losses)
@@ -201,7 +136,7 @@ class Search:
         found(self.best)
         while len(self.losses) < self.config.generations:
             candidates = [self.optimizer.ask() for _ in range(self.config.population)]
-            self._tell(candidates, self._losses([self._genes(found) for found in candidates]))
+            self._tell(candidates, self._losses([self._genes(candidate) for candidate in candidates]))
             if len(self.losses) % self.config.validate_every == 0 or len(self.losses) == self.config.generations:
                 self._validate()
                 found(self.best)
@@ -212,9 +147,10 @@ class Search:
         """The validation of the least loss."""
         return min(self.validations, key=lambda row: row["loss"])
 
-    def _genes(self, found: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _genes(self, candidate: NDArray[np.float64]) -> NDArray[np.float64]:
+        """All numbers, those not searched 0."""
         genes = np.zeros(GENES)
-        genes[self.searched] = found
+        genes[self.searched] = candidate
         return genes
 
     def _tell(self, candidates: list[NDArray[np.float64]], losses: list[float]) -> None:
@@ -266,7 +202,7 @@ def evolve(config: EvolveConfig, about: Mapping[str, Any]) -> Path:
         content = {"format": FORMAT, "settings": settings, "weights": weights, "training": training}
         write_text(folder / "best.json", json.dumps(content, indent=1))
 
-    with _players(config) as play:
+    with players(config.envs, config.settings, config.processes) as play:
         search = Search(config, play)
         search.go_on()
         search.run(found)
@@ -274,25 +210,6 @@ def evolve(config: EvolveConfig, about: Mapping[str, Any]) -> Path:
         f"{time.perf_counter() - begun:.0f} s; best of generation {search.best['generation']}: {folder / 'best.json'}"
     )
     return folder / "best.json"
-
-
-@contextmanager
-def _players(config: EvolveConfig) -> Iterator[Any]:
-    """A function that plays tasks, in this process or in several."""
-    count = config.processes or cpu_count() or 1
-    if count == 1:
-        player = Player(config.envs, config.settings)
-        yield lambda tasks: map(player, tasks)
-        return
-    Player(config.envs, config.settings)(Task((0.0,) * GENES, 0, "train", 0, 1))  # compiles for all
-    arguments = (config.envs, config.settings)
-    # spawn: the same in every system, and no half-copied threads of Numba
-    with ProcessPoolExecutor(count, get_context("spawn"), _begin, arguments) as pool:
-        try:
-            yield lambda tasks: pool.map(_play, tasks)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 # ---------------------------------------------------------------- command

@@ -154,7 +154,7 @@ def fingerprint(cell: Cell) -> str:
     config = env_config(json.loads(cell.config))
     profiles = profile_hash(config.cluster.gpus, config.cluster.hosts, config.models.names)
     plain = replace(cell, folder=Path(), policy="", scenario="")
-    parts = [str(vars(plain)), profiles, _files(cell.entry), _code_hash()]
+    parts = [str(vars(plain)), profiles, _files(cell.entry), code_hash()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -175,7 +175,7 @@ def _files(entry: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _code_hash() -> str:
+def code_hash() -> str:
     """Hash of the sources that an episode runs through."""
     digest = hashlib.sha256()
     for part in CODE:

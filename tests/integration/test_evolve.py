@@ -16,7 +16,9 @@ import pytest
 pytest.importorskip("cmaes", reason="no search: pip install 'mmsched-env[agents]'")
 pytest.importorskip("hydra", reason="no commands: pip install 'mmsched-env[cli]'")
 
-from mmsched_env.agents.evolve import GENES, EvolveConfig, Search, Task, evolve, loss, policy_of
+from mmsched_env.agents.episodes import Task
+from mmsched_env.agents.evolve import EvolveConfig, Search, evolve, loss
+from mmsched_env.agents.genes import GENES, policy_of
 from mmsched_env.config import ConfigError, EnvConfig
 from mmsched_env.evaluation.policies import make_policy, policy_settings
 
