@@ -1,4 +1,4 @@
-# make demo: train a scheduler and compare it with the rules.  make test: lint, types, tests.
+# make demo: train a scheduler and compare it with the rules, and one that has learned before where models swap all the time.  make test: lint, types, tests.
 # Both make .venv first; nothing but python3 (3.11+), venv, gcc and make is needed.
 
 PYTHON ?= python3
@@ -11,6 +11,7 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/python -m mmsched_env train experiment=demo out=runs/demo/train
 	$(BIN)/python -m mmsched_env evaluate "policies=[fcfs,random,least_loaded,mect,preemptive,composite,agents/pretrained/default-v0.zip,runs/demo/train/best.zip]" out=runs/demo/evaluate
+	$(BIN)/python -m mmsched_env evaluate "policies=[mect,composite,agents/pretrained/one-gpu.json]" scenarios=[swap-thrash] tuned=true episodes=40 out=runs/demo/swap
 
 # a file is one worker's, as its tests share what they make; slow tests measure or take minutes: one after the other
 test: $(INSTALLED) lint
