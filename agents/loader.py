@@ -13,8 +13,7 @@ def load_policy(path: str | Path, stochastic: bool = False, sb3: bool = False) -
     Parameters
     ----------
     path
-        A .zip that `mmsched train` wrote, an .onnx that `mmsched_env.agents.export` wrote, or a .json of `mmsched evolve`.
-        Nothing in them is executed.
+        A .zip that `mmsched train` wrote, or an .onnx that `mmsched_env.agents.export` wrote. Nothing in them is executed.
     stochastic
         Draw from the policy; false: always the likeliest action.
     sb3
@@ -27,11 +26,6 @@ def load_policy(path: str | Path, stochastic: bool = False, sb3: bool = False) -
         There is no such file, it is not what it should be, or not one of this version's networks.
     """
     path = Path(path)
-    if path.suffix == ".json":
-        from mmsched_env.baselines.evolved import Evolved
-
-        learned: Policy = Evolved(path)
-        return learned
     if path.suffix == ".onnx":
         from .onnx_policy import OnnxPolicy
 

@@ -1,6 +1,6 @@
 """Learned corrections of the composite rule's reckoning: factors exp(sum of weight * feature), 1 where nothing was learned.
 
-`mmsched evolve` (agents/evolve.py) finds the weights. Features are logarithms, shifted so that usual situations lie near
+`mmsched evolve` (baselines/evolve.py) finds the weights. Features are logarithms, shifted so that usual situations lie near
 0: a factor is a product of powers of what it is made of. A rule without learned weights passes an empty array.
 """
 

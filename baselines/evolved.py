@@ -1,4 +1,4 @@
-"""The composite rule with learned weights, read from the file that `mmsched evolve` writes. Source: ours (agents/evolve.py)."""
+"""The composite rule with learned weights, read from the file that `mmsched evolve` writes. Source: ours (baselines/evolve.py)."""
 
 from __future__ import annotations
 

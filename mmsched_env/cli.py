@@ -9,7 +9,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": ("mmsched_env.agents.__main__", "train an agent: mmsched train experiment=smoke"),
     "evolve": (
-        "mmsched_env.agents.evolve",
+        "mmsched_env.baselines.evolve",
         "learn corrections of the composite rule: mmsched evolve scenarios=[swap-thrash]",
     ),
     "evaluate": ("mmsched_env.evaluation.__main__", "compare policies: mmsched evaluate policies=[fcfs,mect]"),

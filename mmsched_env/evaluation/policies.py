@@ -16,8 +16,8 @@ from ..errors import ConfigError, MmschedError, unknown_name
 from ..policy import Policy
 
 CHECKPOINT = "checkpoint"
-SUFFIXES = (".zip", ".json", ".onnx")
-"""of files that hold a learned policy"""
+READERS = {".zip": CHECKPOINT, ".onnx": CHECKPOINT, ".json": "evolved"}
+"""suffix of a learned policy's file -> option of conf/policy that reads it"""
 BOUND_MARK = " (bound)"
 """in the label of what sees hidden facts: it shows what is left to gain and competes with no policy"""
 
@@ -26,7 +26,7 @@ def policy_names() -> list[str]:
     """Names accepted for rules."""
     folder = resources.files("mmsched_env.conf") / "policy"
     names = (entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-    return sorted(name for name in names if name != CHECKPOINT)
+    return sorted(name for name in names if name not in READERS.values())
 
 
 def make_policy(entry: str | Mapping[str, Any]) -> tuple[str, Policy]:
@@ -40,8 +40,8 @@ def make_policy(entry: str | Mapping[str, Any]) -> tuple[str, Policy]:
     settings = dict(entry) if isinstance(entry, Mapping) else {"name": entry}
     name = str(settings.pop("name", ""))
     label = name + "".join(f",{key}={value}" for key, value in settings.items())
-    if name.endswith(SUFFIXES) or "/" in name:
-        return label, _instantiate(CHECKPOINT, {"path": name, **settings})
+    if Path(name).suffix in READERS or "/" in name:
+        return label, _instantiate(READERS.get(Path(name).suffix, CHECKPOINT), {"path": name, **settings})
     if name not in policy_names():
         raise unknown_name("policy or checkpoint (.zip, .json)", name, policy_names())
     policy = _instantiate(name, settings)
@@ -52,7 +52,7 @@ def chosen_entry(values: Mapping[str, Any]) -> dict[str, Any]:
     """The running command's option of the group ``policy``, with its `values`, in the form of an entry of ``policies=[...]``."""
     choice = str(HydraConfig.get().runtime.choices["policy"])
     settings = {str(key): value for key, value in values.items() if key != "_target_"}
-    return {"name": settings.pop("path") if choice == CHECKPOINT else choice, **settings}
+    return {"name": settings.pop("path") if choice in READERS.values() else choice, **settings}
 
 
 def policy_settings(name: str) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def _instantiate(name: str, settings: Mapping[str, Any]) -> Policy:
     for key in settings:
         if key not in values:
             raise unknown_name(f"setting of policy {name}", key, [str(k) for k in values if k != "_target_"])
-    if name == CHECKPOINT and not Path(str(settings["path"])).is_file():
+    if name in READERS.values() and not Path(str(settings["path"])).is_file():
         raise ConfigError(
             f"checkpoint '{settings['path']}' does not exist; accepted: a .zip written by `mmsched train` or a .json by `mmsched evolve`"
         )

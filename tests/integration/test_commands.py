@@ -84,7 +84,7 @@ def test_gpus_and_models_by_name(tmp_path: Path) -> None:
 
 
 BAD = {
-    "unknown command": (["fly"], "unknown command 'fly'; accepted: train, evaluate"),
+    "unknown command": (["fly"], "unknown command 'fly'; accepted: train, evolve, evaluate"),
     "unknown policy": (["evaluate", "policies=[mecd]"], "'mecd' (did you mean 'mect'?); accepted: "),
     "unknown policy setting": (["evaluate", "policies=[{name: mect, gian: 1}]"], "setting of policy mect 'gian'"),
     "policy setting of the wrong type": (["evaluate", "policies=[{name: mect, resize_gain: much}]"], "much"),

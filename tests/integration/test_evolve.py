@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("cmaes", reason="no search: pip install 'mmsched-env[agents]'")
+pytest.importorskip("cmaes", reason="no search: pip install 'mmsched-env[cli]'")
 pytest.importorskip("hydra", reason="no commands: pip install 'mmsched-env[cli]'")
 
-from mmsched_env.agents.episodes import Task
-from mmsched_env.agents.evolve import EvolveConfig, Search, evolve, loss
-from mmsched_env.agents.genes import GENES, policy_of
+from mmsched_env.baselines.episodes import Task
+from mmsched_env.baselines.evolve import EvolveConfig, Search, evolve, loss
+from mmsched_env.baselines.genes import GENES, policy_of
 from mmsched_env.config import ConfigError, EnvConfig
 from mmsched_env.evaluation.policies import make_policy, policy_settings
 

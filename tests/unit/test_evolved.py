@@ -139,6 +139,7 @@ def test_a_file_decides_as_its_settings_and_weights(tmp_path: Path, busy: list[S
 @pytest.mark.parametrize("path", sorted(PRETRAINED.glob("*.json")), ids=lambda path: path.stem)
 def test_those_shipped_can_be_used_and_say_where_they_come_from(path: Path) -> None:
     make_policy(str(path))
+    assert f"## {path.name}" in path.with_name("README.md").read_text()
     training = json.loads(path.read_text())["training"]
     assert training["command"].startswith("mmsched evolve ") and f"seed={training['seed']}" in training["command"]
     assert len(training["validation"]) == len(training["scenarios"]) > 0

@@ -218,7 +218,7 @@ def test_policies_take_turns() -> None:
     ("settings", "message"),
     [
         (["scenario=none"], "unknown scenario 'none'"),
-        (["policies=[best]"], "unknown policy or checkpoint \\(.zip\\) 'best'"),
+        (["policies=[best]"], "unknown policy or checkpoint \\(.zip, .json\\) 'best'"),
         (["repeats=0"], "repeats is 0; accepted: a whole number >= 1"),
         (["cores=[9999]"], r"cores is \[9999\]; accepted: of"),
     ],

@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmsched_env import metrics
-from mmsched_env.baselines.base import RulePolicy
-from mmsched_env.baselines.composite import Composite
-from mmsched_env.baselines.memory import new_memory
 from mmsched_env.config import EnvConfig
 from mmsched_env.core import Simulation, Snapshot
 from mmsched_env.workload.splits import seed_of
 
+from .base import RulePolicy
+from .composite import Composite
 from .genes import GENES, policy_of
+from .memory import new_memory
 
 MOST_DECISIONS = 20_000
 """of an episode, some ten times what is usual: one that needs more counts as never ending"""

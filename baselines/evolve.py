@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
 from mmsched_env import hydra_app
-from mmsched_env.baselines.evolved import FORMAT
 from mmsched_env.config import EnvConfig, build
 from mmsched_env.errors import ConfigError, unknown_name
 from mmsched_env.evaluation.cells import code_hash
@@ -34,6 +33,7 @@ from mmsched_env.evaluation.report import write_text
 from mmsched_env.evaluation.tuned import tuned_entry
 
 from .episodes import Play, Task, players
+from .evolved import FORMAT
 from .genes import GENES, GROUP_OF, GROUPS, policy_of
 
 COMMAND = "evolve"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmsched_env.baselines.adjust import NETWORK, UNIT, UNITS, WEIGHTS
+from .adjust import NETWORK, UNIT, UNITS, WEIGHTS
 
 SETTINGS = ("max_wait_s", "sharing", "return_price", "harm", "loading", "resize_gain")
 """of the rule, searched as well, by the logarithms of what they are multiplied with"""
