@@ -18,9 +18,10 @@ pytest.importorskip("hydra", reason="no commands: pip install 'mmsched-env[cli]'
 
 from mmsched_env.baselines.episodes import Task
 from mmsched_env.baselines.evolve import EvolveConfig, Search, evolve, loss
-from mmsched_env.baselines.genes import GENES, policy_of
+from mmsched_env.baselines.genes import GENES, GROUPS, policy_of
 from mmsched_env.config import ConfigError, EnvConfig
 from mmsched_env.evaluation.policies import make_policy, policy_settings
+from mmsched_env.hydra_app import composed
 
 SETTINGS = {key: value for key, value in policy_settings("composite").items() if key not in ("_target_", "weights")}
 
@@ -99,6 +100,10 @@ def test_the_search_finds_the_least(small: EvolveConfig) -> None:
     assert {task.split for task in seen} == {"train", "validation"}
     firsts = [task.first for task in seen if task.split == "train"]
     assert len(set(firsts)) == config.generations, "every generation has traces of its own"
+
+
+def test_by_default_everything_is_searched() -> None:
+    assert tuple(composed("evolve", [], "evolve").learn) == GROUPS
 
 
 def test_nothing_learned_is_the_rule() -> None:
