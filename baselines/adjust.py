@@ -1,7 +1,9 @@
 """Learned corrections of the composite rule's reckoning: factors exp(sum of weight * feature), 1 where nothing was learned.
 
 `mmsched evolve` (baselines/evolve.py) finds the weights. Features are logarithms, shifted so that usual situations lie near
-0: a factor is a product of powers of what it is made of. A rule without learned weights passes an empty array.
+0: a factor is a product of powers of what it is made of. Requests that wait are counted for each GPU, those for a model and its
+rate for each of its copies, so that weights learned on one cluster mean the same on a larger one. A rule without learned
+weights passes an empty array.
 """
 
 from __future__ import annotations
@@ -52,6 +54,14 @@ WEIGHTS = {
     "victim_seated": "its requests",
     "victim_copies": "its model is on another GPU too",
     "victim_drain_s": "seconds until it is empty by itself",
+    # how much longer than its requests take it would be waited for, others joining them
+    "victim_wait": "always",
+    "victim_wait_rate": "how often its model is asked for",
+    "victim_wait_seated": "its requests",
+    # how long it is left to run before that
+    "victim_patience": "always",
+    "victim_patience_others": "others that wait for the model of the request that gains",
+    "victim_patience_queue": "how many requests wait",
     # the price of putting out an idle model
     "keep": "always",
     "keep_queued": "it is waited for",
@@ -59,11 +69,24 @@ WEIGHTS = {
     "keep_copies": "it is on another GPU too",
     "keep_idle_s": "seconds since its last use",
     "keep_reload_s": "seconds to load it again",
+    # the same where it makes room for more layers of a busy one
+    "layers": "always",
+    "layers_rate": "how often it is asked for",
     # how soon a load is not worth while now, others being served
     "hold": "always; e**5 for a weight of 1",
     "hold_queue": "how many requests wait",
     "hold_others": "others that wait for the model",
     "hold_rate": "how often it is asked for",
+    # how soon a request waits rather than join others whom it would slow down
+    "join": "always; e**5 for a weight of 1",
+    "join_queue": "how many requests wait",
+    "join_away": "requests that wait for models that are not loaded",
+    "join_rate": "how often its model is asked for",
+    "join_prefill_s": "seconds of its prefill",
+    # how soon an instance with layers on the CPU is put out, with its requests, to be loaded with all of them again
+    "restart": "always; e**5 for a weight of 1",
+    "restart_queue": "how many requests wait",
+    "restart_seated": "its requests",
 }
 """name -> what the weight is multiplied by: the first part says which factor, the rest the feature"""
 
@@ -88,6 +111,10 @@ NAMES = (*WEIGHTS, NETWORK)
 _DTYPE = np.dtype([*((name, "f8") for name in WEIGHTS), (NETWORK, "f8", (UNITS, len(UNIT)))])
 LIMIT = 6.0
 """no factor is above e**6 or below e**-6"""
+UNJOINED = 3.0
+"""logarithm of what others lose over what the request itself takes from which learned weights lower the bar above which it waits"""
+UNSTARTED = 4.0
+"""the same, of what a restart saves over what it takes"""
 UNHELD = -7.0
 """logarithm of weight over expected seconds from which learned weights raise the bar below which a load is held back"""
 
@@ -131,20 +158,27 @@ def factor(exponent):  # type: ignore[no-untyped-def]
 
 
 @part
+def copies_of(model):  # type: ignore[no-untyped-def]
+    return max(1.0, model.num_instances)
+
+
+@part
 def others_waiting(view, q):  # type: ignore[no-untyped-def]
-    """Weight of the requests that wait for the model of slot q beside it, logarithmic."""
-    return np.log1p(max(0.0, view.models[int(view.queue[q].model)].queued_weight / view.queue[q].weight - 1.0))
+    """Weight of the requests that wait for the model of slot q beside it, for each copy, logarithmic."""
+    model = view.models[int(view.queue[q].model)]
+    return np.log1p(max(0.0, model.queued_weight / view.queue[q].weight - 1.0) / copies_of(model))
 
 
 @part
 def queue_size(view):  # type: ignore[no-untyped-def]
-    return np.log1p(view.whole[0].queue_length) - 2.0
+    """Requests that wait, for each GPU, logarithmic."""
+    return np.log1p(view.whole[0].queue_length / view.memory.gpus) - 2.0
 
 
 @part
 def asked_for(model):  # type: ignore[no-untyped-def]
-    """Requests a minute, logarithmic."""
-    return np.log1p(60.0 * model.arrivals_per_s) - 1.0
+    """Requests a minute for each copy, logarithmic."""
+    return np.log1p(60.0 * model.arrivals_per_s / copies_of(model)) - 1.0
 
 
 @part
@@ -216,8 +250,29 @@ def victim_factor(view, i, weights):  # type: ignore[no-untyped-def]
     w = weights[0]
     row = view.instances[i]
     model = view.models[int(row.model)]
-    u = w.victim_queued * np.log1p(model.queued_weight) + w.victim_seated * np.log1p(row.num_seated)
+    u = w.victim_queued * np.log1p(model.queued_weight / copies_of(model)) + w.victim_seated * np.log1p(row.num_seated)
     return factor(u + w.victim_copies * (model.num_instances > 1.0) + w.victim_drain_s * (np.log1p(row.drain_s) - 2.0))
+
+
+@part
+def wait_factor(view, i, weights):  # type: ignore[no-untyped-def]
+    """By how much longer than its requests take instance i would be waited for."""
+    if weights.shape[0] == 0:
+        return 1.0
+    w = weights[0]
+    row = view.instances[i]
+    u = w.victim_wait + w.victim_wait_rate * asked_for(view.models[int(row.model)])
+    return factor(u + w.victim_wait_seated * np.log1p(row.num_seated))
+
+
+@part
+def patience_factor(view, q, weights):  # type: ignore[no-untyped-def]
+    """By how much longer an instance is left to run before it is put off for the request of slot q."""
+    if weights.shape[0] == 0:
+        return 1.0
+    w = weights[0]
+    u = w.victim_patience + w.victim_patience_others * others_waiting(view, q)
+    return factor(u + w.victim_patience_queue * queue_size(view))
 
 
 @part
@@ -234,6 +289,15 @@ def keep_factor(view, i, weights):  # type: ignore[no-untyped-def]
 
 
 @part
+def layers_factor(view, i, weights):  # type: ignore[no-untyped-def]
+    """By how much dearer it is to put out idle instance i for more layers of a busy one."""
+    if weights.shape[0] == 0:
+        return 1.0
+    w = weights[0]
+    return factor(w.layers + w.layers_rate * asked_for(view.models[int(view.instances[i].model)]))
+
+
+@part
 def is_held_back(view, q, g, k, priority, weights):  # type: ignore[no-untyped-def]
     """Is a load for the request of slot q, of this weight over expected seconds, to wait while others are served?"""
     if weights.shape[0] == 0 or view.pairs[q, g].load_s[k] == 0.0:
@@ -244,3 +308,29 @@ def is_held_back(view, q, g, k, priority, weights):  # type: ignore[no-untyped-d
     u = 5.0 * w.hold + 2.0 * w.hold_queue * queue_size(view) + w.hold_others * others_waiting(view, q)
     u += 2.0 * w.hold_rate * asked_for(view.models[int(view.queue[q].model)])
     return u > 0.0 and np.log(priority) < UNHELD + u
+
+
+@part
+def joins_later(view, q, i, service_s, lost, weights):  # type: ignore[no-untyped-def]
+    """Is the request of slot q, which takes `service_s`, to wait rather than join those on instance i, who would lose `lost`
+    weighted seconds?"""
+    w = weights[0]
+    row = view.queue[q]
+    away = 0.0
+    for m in range(view.models.shape[0]):
+        if view.models[m].num_instances == 0.0:
+            away += view.models[m].queued_weight
+    u = 5.0 * w.join + 2.0 * w.join_queue * queue_size(view) + w.join_away * np.log1p(away / row.weight)
+    u += 2.0 * w.join_rate * asked_for(view.models[int(row.model)])
+    pair = view.pairs[q, i // (view.instances.shape[0] // view.gpus.shape[0])]
+    u += w.join_prefill_s * np.log1p(pair.prefill_s[int(view.instances[i].level)])
+    return u > 0.0 and np.log((lost + 1e-6) / (row.weight * service_s)) > UNJOINED - u
+
+
+@part
+def is_restarted(view, i, saved_s, price_s, weights):  # type: ignore[no-untyped-def]
+    """Is instance i to be put out and loaded again, which saves and takes so many seconds?"""
+    w = weights[0]
+    u = 5.0 * w.restart + 2.0 * w.restart_queue * queue_size(view)
+    u += w.restart_seated * np.log1p(view.instances[i].num_seated)
+    return u > 0.0 and np.log(saved_s / price_s) > UNSTARTED - u

@@ -23,6 +23,7 @@ from .view import part, preempt_index
 class CmuKnobs(NamedTuple):
     hysteresis: float
     factor: float
+    patience: float
     level: float
     eviction: float
 
@@ -51,7 +52,7 @@ def model_index(view, q, hysteresis, level):  # type: ignore[no-untyped-def]
 
 
 @part
-def preempt_lesser(view, q, index, g, k, factor):  # type: ignore[no-untyped-def]
+def preempt_lesser(view, q, index, g, k, factor, patience):  # type: ignore[no-untyped-def]
     """The PREEMPT of an instance of GPU g whose own index is `factor` times less; WAIT: there is none."""
     if instance_of(view, view.queue[q].model, g) >= 0:
         return WAIT
@@ -60,7 +61,7 @@ def preempt_lesser(view, q, index, g, k, factor):  # type: ignore[no-untyped-def
     for i in range(g * slots, (g + 1) * slots):
         row = view.instances[i]
         action = preempt_index(view, i, INSTANCE)
-        if not may_be_preempted(view, i):
+        if not may_be_preempted(view, i, patience):
             continue
         enough = room + row.gpu_gb + row.kv_gb >= view.pairs[q, g].gpu_need_gb[k]
         own = row.weight_seated / max(row.drain_s, 1e-3)
@@ -81,7 +82,7 @@ def cmu(view, knobs):  # type: ignore[no-untyped-def]
     first = int(np.argmin(order))
     if action == WAIT and order[first] < 0.0:
         index, g, k = model_index(view, first, 1.0, knobs.level)
-        return preempt_lesser(view, first, index, g, k, knobs.factor)
+        return preempt_lesser(view, first, index, g, k, knobs.factor, knobs.patience)
     return action
 
 
@@ -94,6 +95,8 @@ class Cmu(RulePolicy):
         What the index of a loaded model counts; 1: models change places at the slightest advantage.
     factor
         Preempt only if the waiting index is this many times that of the running work; large: never.
+    patience
+        As for `Preemptive`.
     level, eviction
         As for `Mect`.
     """
@@ -101,6 +104,12 @@ class Cmu(RulePolicy):
     rule = cmu
 
     def __init__(
-        self, hysteresis: float = 2.0, factor: float = 4.0, level: str = "deepest", eviction: str = "lru"
+        self,
+        hysteresis: float = 2.0,
+        factor: float = 4.0,
+        patience: float = 2.0,
+        level: str = "deepest",
+        eviction: str = "lru",
     ) -> None:
-        self.knobs = CmuKnobs(float(hysteresis), float(factor), level_code(level), eviction_code(eviction))
+        codes = level_code(level), eviction_code(eviction)
+        self.knobs = CmuKnobs(float(hysteresis), float(factor), float(patience), *codes)

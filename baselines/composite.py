@@ -21,7 +21,7 @@ import numpy as np
 
 from mmsched_env.sim.jit import records
 
-from .adjust import is_held_back, keep_factor, order_factor, place_factor, preempt_factor, weights_record
+from .adjust import is_held_back, joins_later, keep_factor, order_factor, place_factor, preempt_factor, weights_record
 from .base import RulePolicy, eviction_code, level_code
 from .displace import displace_instance, displace_request
 from .parts import (
@@ -38,7 +38,7 @@ from .parts import (
     victim_on,
 )
 from .placement import completion_seconds, first_step, goes_past, is_ready, seconds_to_drain, too_small
-from .resize import admit_by_resize, worthwhile_resize
+from .resize import admit_by_resize, worthwhile_resize, worthwhile_restart
 from .rules import rule
 from .view import dispatch_index, part, preempt_index
 
@@ -46,6 +46,7 @@ from .view import dispatch_index, part, preempt_index
 class CompositeKnobs(NamedTuple):
     max_wait_s: float
     factor: float
+    patience: float
     sharing: float
     return_price: float
     harm: float
@@ -225,8 +226,21 @@ def priority(view, q, g, k, seconds, knobs):  # type: ignore[no-untyped-def]
     return view.queue[q].weight / seconds * order_factor(view, q, g, k, seconds, waits, knobs.weights)
 
 
+@part
+def joins_now(view, q, g, k, knobs):  # type: ignore[no-untyped-def]
+    """Does the request of slot q, if its place is beside others of its model, take it without waiting for them?"""
+    i = instance_of(view, view.queue[q].model, g)
+    if knobs.weights.shape[0] == 0 or i < 0 or view.instances[i].num_seated == 0.0:
+        return True
+    lost = harm(view, q, g, k, knobs)
+    return not joins_later(view, q, i, service_seconds(view, q, g, k), lost, knobs.weights)
+
+
 @rule
 def composite(view, knobs):  # type: ignore[no-untyped-def]
+    restart = worthwhile_restart(view, knobs.patience, knobs.weights)
+    if restart > WAIT:
+        return restart
     slots = view.queue.shape[0]
     index = np.full(slots, np.inf)
     seconds = np.zeros(slots)
@@ -248,13 +262,15 @@ def composite(view, knobs):  # type: ignore[no-untyped-def]
         k = level[q]
         if not goes_past(view, q, g, k, reserved) or is_held_back(view, q, g, k, urgency, knobs.weights):
             continue
+        if not joins_now(view, q, g, k, knobs):
+            continue
         action = step_towards(view, q, g, k, knobs)
         if action == WAIT and view.mask[dispatch_index(view, q, g, k)] == 0:
             factor = knobs.factor * preempt_factor(view, q, knobs.weights)
-            action = displace_request(view, q, factor)
+            action = displace_request(view, q, factor, knobs.patience, knobs.weights)
             if action == WAIT:
                 wait_s = completion_seconds(view, q, g, k) - view.pairs[q, g].load_s[k] - service_seconds(view, q, g, k)
-                action = displace_instance(view, q, g, k, wait_s, factor, knobs.weights)
+                action = displace_instance(view, q, g, k, wait_s, factor, knobs.patience, knobs.weights)
         if action > WAIT:
             return action
         if view.queue[q].age_s > knobs.max_wait_s:
@@ -264,7 +280,7 @@ def composite(view, knobs):  # type: ignore[no-untyped-def]
             action = admit_by_resize(view, q, knobs.admit_after_s)
             if action > WAIT:
                 return action
-    return worthwhile_resize(view, knobs.resize_gain, knobs.eviction) if knobs.resize_gain > 0.0 else WAIT
+    return worthwhile_resize(view, knobs.resize_gain, knobs.eviction, knobs.weights)
 
 
 class Composite(RulePolicy):
@@ -276,6 +292,8 @@ class Composite(RulePolicy):
         A request that has waited so long goes first and has its GPU drained for it.
     factor
         PREEMPT only if the gain is this many times the loss; large: never.
+    patience
+        Times the seconds of bringing it back that an instance is left to run before it is preempted.
     sharing
         Share of its service seconds that every other busy instance of the GPU is taken to add (0: none, 1: equal shares).
     return_price
@@ -302,6 +320,7 @@ class Composite(RulePolicy):
         self,
         max_wait_s: float = 600.0,
         factor: float = 3.0,
+        patience: float = 2.0,
         sharing: float = 1.0,
         return_price: float = 0.5,
         harm: float = 0.5,
@@ -312,6 +331,6 @@ class Composite(RulePolicy):
         eviction: str = "gdsf",
         weights: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        numbers = (max_wait_s, factor, sharing, return_price, harm, loading, resize_gain, admit_after_s)
+        numbers = (max_wait_s, factor, patience, sharing, return_price, harm, loading, resize_gain, admit_after_s)
         codes = level_code(level), eviction_code(eviction)
         self.knobs = CompositeKnobs._make([*map(float, numbers), *codes, records(weights_record(weights))])

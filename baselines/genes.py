@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .adjust import NETWORK, UNIT, UNITS, WEIGHTS
 
-SETTINGS = ("max_wait_s", "sharing", "return_price", "harm", "loading", "resize_gain")
+SETTINGS = ("max_wait_s", "patience", "sharing", "return_price", "harm", "loading", "resize_gain")
 """of the rule, searched as well, by the logarithms of what they are multiplied with"""
 MOST_CHANGE = 3.0
 """of such a logarithm"""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from .adjust import NOTHING_LEARNED
 from .base import RulePolicy, eviction_code, level_code
 from .parts import WAIT
 from .placement import best_option, first_step, is_ready
@@ -41,7 +42,7 @@ def mect(view, knobs):  # type: ignore[no-untyped-def]
         action = admit_by_resize(view, q, knobs.admit_after_s)
         if action > WAIT:
             return action
-    return worthwhile_resize(view, knobs.resize_gain, knobs.eviction) if knobs.resize_gain > 0.0 else WAIT
+    return worthwhile_resize(view, knobs.resize_gain, knobs.eviction, NOTHING_LEARNED)
 
 
 class Mect(RulePolicy):

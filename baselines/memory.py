@@ -15,6 +15,7 @@ FIELDS = (
     # name, shape letters, type, meaning
     ("seed", "", "i8", "of the episode, for rules that draw"),
     ("time_s", "", "f8", "of the last look; -1 before the first"),
+    ("gpus", "", "f8", "GPUs there are"),
     ("model", "I", "i4", "model of each instance slot at the last look; -1: empty"),
     ("uses", "I", "f8", "requests dispatched to the instance since it was loaded, at the last look"),
     ("idle", "I", "i1", "1: it was idle at the last look"),
@@ -60,6 +61,9 @@ def remember(view):  # type: ignore[no-untyped-def]
             memory.priority[i] = memory.clock[i // slots] + row.uses * row.reload_s / max(row.gpu_gb, 1e-3)
         memory.uses[i] = row.uses
         memory.idle[i] = 1 if model >= 0 and row.ready > 0.0 and row.num_seated == 0.0 and row.draining == 0.0 else 0
+    memory.gpus = 0.0
+    for g in range(view.gpus.shape[0]):
+        memory.gpus += view.gpus[g].present
     memory.time_s = now
 
 

@@ -110,20 +110,25 @@ def victim_on(view, g, spare, eviction):  # type: ignore[no-untyped-def]
     return victim
 
 
+PATIENCE = 2.0
+"""times the seconds of bringing an instance back that it is left to run"""
+
+
 @part
-def has_run(view, i):  # type: ignore[no-untyped-def]
-    """Has instance i had its requests for twice the seconds that bringing it back takes?
+def has_run(view, i, patience=PATIENCE):  # type: ignore[no-untyped-def]
+    """Has instance i had its requests for `patience` times the seconds that bringing it back takes?
 
     Else none is taken off, or two requests that each come first by some rule could put each other out for ever.
     """
     row = view.instances[i]
-    return view.whole[0].time_s - view.memory.used_s[i] >= 2.0 * (row.unload_s + row.reload_s)
+    return view.whole[0].time_s - view.memory.used_s[i] >= patience * (row.unload_s + row.reload_s)
 
 
 @part
-def may_be_preempted(view, i):  # type: ignore[no-untyped-def]
+def may_be_preempted(view, i, patience=PATIENCE):  # type: ignore[no-untyped-def]
     """Is instance i busy, and has it run for long enough?"""
-    return view.instances[i].num_seated > 0.0 and view.mask[preempt_index(view, i, INSTANCE)] == 1 and has_run(view, i)
+    busy = view.instances[i].num_seated > 0.0 and view.mask[preempt_index(view, i, INSTANCE)] == 1
+    return busy and has_run(view, i, patience)
 
 
 @part

@@ -24,6 +24,7 @@ from .rules import rule
 
 class PreemptiveKnobs(NamedTuple):
     factor: float
+    patience: float
     resize_gain: float
     admit_after_s: float
     level: float
@@ -45,10 +46,10 @@ def preemptive(view, knobs):  # type: ignore[no-untyped-def]
         seconds, g, k = best_option(view, q, knobs.level)
         action = first_step(view, q, g, k, knobs.eviction)
         if action == WAIT:
-            action = displace_request(view, q, knobs.factor)
+            action = displace_request(view, q, knobs.factor, knobs.patience, NOTHING_LEARNED)
         if action == WAIT:
             wait_s = seconds - view.pairs[q, g].load_s[k] - service_seconds(view, q, g, k)
-            action = displace_instance(view, q, g, k, wait_s, knobs.factor, NOTHING_LEARNED)
+            action = displace_instance(view, q, g, k, wait_s, knobs.factor, knobs.patience, NOTHING_LEARNED)
         if action > WAIT:
             return action
     for q in range(index.shape[0]):
@@ -56,7 +57,7 @@ def preemptive(view, knobs):  # type: ignore[no-untyped-def]
             action = admit_by_resize(view, q, knobs.admit_after_s)
             if action > WAIT:
                 return action
-    return worthwhile_resize(view, knobs.resize_gain, knobs.eviction) if knobs.resize_gain > 0.0 else WAIT
+    return worthwhile_resize(view, knobs.resize_gain, knobs.eviction, NOTHING_LEARNED)
 
 
 class Preemptive(RulePolicy):
@@ -66,6 +67,8 @@ class Preemptive(RulePolicy):
     ----------
     factor
         Preempt only if the gain is this many times the loss (Shepherd's lambda); large: never.
+    patience
+        Times the seconds of bringing it back that an instance is left to run before it is preempted.
     resize_gain, admit_after_s, level, eviction
         As for `Mect`.
     """
@@ -75,10 +78,11 @@ class Preemptive(RulePolicy):
     def __init__(
         self,
         factor: float = 3.0,
+        patience: float = 2.0,
         resize_gain: float = 2.0,
         admit_after_s: float = 60.0,
         level: str = "deepest",
         eviction: str = "lru",
     ) -> None:
         codes = level_code(level), eviction_code(eviction)
-        self.knobs = PreemptiveKnobs(float(factor), float(resize_gain), float(admit_after_s), *codes)
+        self.knobs = PreemptiveKnobs(float(factor), float(patience), float(resize_gain), float(admit_after_s), *codes)

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from hydra.core.hydra_config import HydraConfig
 from numpy.typing import NDArray
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .. import hydra_app
@@ -56,7 +56,8 @@ class Contender:
 def evaluate(config: DictConfig) -> None:
     """Run what the composed configuration asks for; print the tables, write requests.parquet and summary.json."""
     check(config)
-    contenders = contenders_of(OmegaConf.to_container(config.policies))
+    policies = config.policies
+    contenders = contenders_of(OmegaConf.to_container(policies) if OmegaConf.is_config(policies) else policies)
     first_seed = seed_of(config.split, config.seed)
     seed_of(config.split, config.seed + config.episodes - 1, "seed + episodes")
     scenarios = {name: (scenario, hydra_app.env_config_of(scenario)) for name, scenario in _scenarios(config).items()}
@@ -104,6 +105,8 @@ def check(config: DictConfig) -> None:
             raise ConfigError(f"{key} is {config[key]!r}; accepted: {accepted}")
     if not isinstance(config.warmup, int | float) or not 0 <= config.warmup < 1:
         raise ConfigError(f"warmup is {config.warmup!r}; accepted: a share of the requests, from 0 to below 1")
+    if config.loads is not None and not isinstance(config.loads, ListConfig):
+        raise ConfigError(f"loads is {config.loads!r}; accepted: a list such as [0.5,0.7,0.9]")
 
 
 def contenders_of(entries: Any) -> list[Contender]:

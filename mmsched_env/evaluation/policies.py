@@ -10,7 +10,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from ..errors import ConfigError, MmschedError, unknown_name
 from ..policy import Policy
@@ -48,17 +48,22 @@ def make_policy(entry: str | Mapping[str, Any]) -> tuple[str, Policy]:
     return label + (BOUND_MARK if getattr(policy, "is_bound", False) else ""), policy
 
 
-def chosen_entry(values: Mapping[str, Any]) -> dict[str, Any]:
+def chosen_entry(values: DictConfig) -> dict[str, Any]:
     """The running command's option of the group ``policy``, with its `values`, in the form of an entry of ``policies=[...]``."""
     choice = str(HydraConfig.get().runtime.choices["policy"])
-    settings = {str(key): value for key, value in values.items() if key != "_target_"}
+    settings = _plain(values)
+    del settings["_target_"]
     return {"name": settings.pop("path") if choice in READERS.values() else choice, **settings}
 
 
 def policy_settings(name: str) -> dict[str, Any]:
     """The contents of conf/policy/<name>.yaml."""
     file = resources.files("mmsched_env.conf") / "policy" / f"{name}.yaml"
-    values = OmegaConf.to_container(OmegaConf.create(file.read_text()))
+    return _plain(OmegaConf.create(file.read_text()))
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    values = OmegaConf.to_container(config, resolve=True)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from mmsched_env import hydra_app
 from mmsched_env.errors import ConfigError
+from mmsched_env.evaluation import policies
 from mmsched_env.evaluation.policies import make_policy
 from mmsched_env.evaluation.tuned import tuned_entry
 
@@ -37,6 +41,15 @@ def test_every_knob_of_a_rule_is_searched(name: str) -> None:
     searched_elsewhere = {"policy._target_", "policy.weights"}  # weights: by `mmsched evolve`
     knobs = {f"policy.{key}" for key in values("policy", name)} - searched_elsewhere
     assert knobs == set(values("search", name)["params"])
+
+
+@pytest.mark.parametrize("name", SEARCHED)
+def test_a_composed_policy_is_an_entry_that_can_be_written(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    choices = SimpleNamespace(runtime=SimpleNamespace(choices={"policy": name}))
+    monkeypatch.setattr(policies.HydraConfig, "get", lambda: choices)
+    entry = policies.chosen_entry(OmegaConf.create(values("policy", name)))
+    assert json.loads(json.dumps(entry)) == entry
+    policies.make_policy(entry)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
