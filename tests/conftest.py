@@ -1,6 +1,6 @@
 """Shared fixtures: a cluster of two small GPUs on which three models do not all fit, and short traces.
 
-All tests use the default limits: another set of sizes compiles the kernel anew (half a minute).
+Tests use the default limits or `larger_limits`: another set of sizes compiles the kernel anew (half a minute).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import mmsched_env.core
-from mmsched_env.config import ClusterConfig, EnvConfig, ModelsConfig, SimConfig
+from mmsched_env.config import ClusterConfig, EnvConfig, LimitsConfig, ModelsConfig, SimConfig
 from mmsched_env.costmodel.tables import CostTables, build_tables
 from mmsched_env.workload import GeneratorConfig, RequestTrace
 from mmsched_env.workload.lengths import OutputConfig, PromptConfig
@@ -40,6 +40,12 @@ def tiny() -> Callable[..., EnvConfig]:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def larger_limits() -> LimitsConfig:
+    """More of everything than the default limits."""
+    return LimitsConfig(queue=20, gpus=16, hosts=3, models=11)
 
 
 @pytest.fixture(scope="session")

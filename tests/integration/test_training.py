@@ -35,7 +35,7 @@ from mmsched_env.agents.rollouts import Explorer
 from mmsched_env.agents.sb3_vec_env import ServingSB3VecEnv
 from mmsched_env.agents.train import train
 from mmsched_env.agents.validation import Validator
-from mmsched_env.config import ClusterConfig, EnvConfig, LimitsConfig, ModelsConfig
+from mmsched_env.config import ClusterConfig, EnvConfig, ModelsConfig
 from mmsched_env.core import Simulation
 from mmsched_env.errors import ConfigError
 from mmsched_env.evaluation.rollout import run_episode
@@ -304,11 +304,11 @@ def warm(tmp_path_factory):
 
 
 @pytest.mark.parametrize("gpus", [pytest.param(2, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow), 16])
-def test_one_checkpoint_serves_other_clusters_and_models(warm, gpus):
+def test_one_checkpoint_serves_other_clusters_and_models(warm, gpus, larger_limits):
     """Trained on four GPUs; loaded for others, with models it never saw, it serves every request."""
     cluster = ClusterConfig(gpus=("rtx-a6000-48gb", "rtx-4090-24gb") * (gpus // 2), gpu_hosts=(0, 1) * (gpus // 2))
     models = ModelsConfig(names=("qwen3-8b-f16", "qwen2.5-0.5b-f16", "qwen2.5-7b-q4_k_m"))
-    limits = LimitsConfig(queue=20, gpus=gpus, models=3)
+    limits = dataclasses.replace(larger_limits, gpus=gpus)
     config = dataclasses.replace(ENV, cluster=cluster, models=models, limits=limits)
     trace = config.workload.sample(1, models.names)
     assert run_episode(Simulation(config, 1), load_policy(warm), trace, 1).rows["finished"].all()

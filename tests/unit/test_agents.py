@@ -211,14 +211,11 @@ def test_caution_is_on_the_first_advisers_action_alone_and_for_a_while():
     assert torch.equal(network.get_distribution(batch).logits, before)
 
 
-LARGER = LimitsConfig(queue=24, gpus=7, hosts=3, models=11, slots=3)
-
-
-def test_a_scorers_logits_do_not_depend_on_padding():
+def test_a_scorers_logits_do_not_depend_on_padding(larger_limits):
     """The same cluster and trace in larger limits: every action has the logit it had, and so have the values."""
     config = EnvConfig(workload=GeneratorConfig(num_requests=40, rate_per_s=5.0))
-    plain, padded = ServingSB3VecEnv(4, config), ServingSB3VecEnv(4, dataclasses.replace(config, limits=LARGER))
-    dims = Dims.of(LARGER)
+    plain, padded = ServingSB3VecEnv(4, config), ServingSB3VecEnv(4, dataclasses.replace(config, limits=larger_limits))
+    dims = Dims.of(larger_limits)
     networks = []
     for adapter, sizes in ((plain, DIMS), (padded, dims)):
         kind, arguments = policy_arguments("scorer", (32,), sizes, 0)
@@ -261,7 +258,7 @@ def _actions_in_larger(small, large):
     return np.array(same)
 
 
-def test_a_mixture_is_its_parts_in_a_row():
+def test_a_mixture_is_its_parts_in_a_row(larger_limits):
     other = dataclasses.replace(SHORT, models=ModelsConfig(names=("llama-3.2-1b-f16", "qwen2.5-3b-f16")))
     alone = [ServingSB3VecEnv(2, config) for config in (SHORT, other)]
     mixed = MixedVecEnv([ServingSB3VecEnv(2, config) for config in (SHORT, other)])
@@ -284,7 +281,7 @@ def test_a_mixture_is_its_parts_in_a_row():
             np.testing.assert_array_equal(done[rows], part_done)
             assert [bool(info) for info in infos[rows]] == [bool(info) for info in part_infos]
     with pytest.raises(ConfigError, match="scenario 1 of the training has other limits"):
-        MixedVecEnv([ServingSB3VecEnv(1, SHORT), ServingSB3VecEnv(1, dataclasses.replace(SHORT, limits=LARGER))])
+        MixedVecEnv([ServingSB3VecEnv(1, SHORT), ServingSB3VecEnv(1, dataclasses.replace(SHORT, limits=larger_limits))])
 
 
 def test_masked_distribution_is_sb3_contribs():

@@ -22,6 +22,10 @@ THIRD = "qwen2.5-3b-f16"
 """6 GB"""
 
 
+TIGHT = {"batch": 2, "slots": 2}
+"""limits for all that needs few seats or slots: every other set of limits is compiled anew"""
+
+
 def config(models: Sequence[str], gpus: Sequence[str] = ("rtx-4090-24gb",), **changes: Any) -> EnvConfig:
     cluster = {"gpus": list(gpus), "hosts": ["desktop-ddr5"], "gpu_hosts": [0] * len(gpus)}
     return env_config({"cluster": cluster, "models": {"names": list(models)}, **changes})
@@ -162,15 +166,13 @@ def test_vtc_serves_the_model_that_has_been_served_least() -> None:
 def test_mlfq_skips_queues_for_long_prompts_and_demotes_what_has_run() -> None:
     rows = [
         WAITING[0],
+        WAITING[0],
         {"at": 1.0, "model": MIDDLE, "output": 20, "prompt_tokens": 20000},
         {"at": 1.5, "model": MIDDLE, "output": 20, "prompt_tokens": 50},
     ]
-    full = config((MIDDLE,), limits={"batch": 1})
-    assert started({"name": "mlfq", "quantum_s": 0.2, "starvation_s": 1e9}, full, requests((MIDDLE,), rows)) == [
-        0,
-        2,
-        1,
-    ]
+    full = config((MIDDLE,), limits=TIGHT)
+    rule = {"name": "mlfq", "quantum_s": 0.2, "starvation_s": 1e9}
+    assert started(rule, full, requests((MIDDLE,), rows)) == [0, 1, 3, 2]
     env = config(PAIR)
     rows = [{"at": 0.0, "model": LARGE, "output": 3000}, {"at": 60.0, "model": MIDDLE, "output": 10}]
     assert play("mlfq", env, requests(PAIR, rows))[0]["num_preemptions"].tolist() == [1, 0]
@@ -186,8 +188,23 @@ def test_cmu_serves_weight_per_second_first() -> None:
     assert play({"name": "cmu", "factor": 2}, env, requests(TRIO, heavy))[0]["num_preemptions"][0] == 1
 
 
+@pytest.mark.parametrize("rule", ["preemptive", "composite", "cmu"])
+def test_patience_is_how_long_work_runs_before_it_is_put_off(rule: str) -> None:
+    env = config(PAIR)
+    # what arrives makes the moments at which there is something to decide
+    waiting = [{"at": at, "model": MIDDLE, "output": 10, "weight": 100.0} for at in np.arange(12.0, 60.0, 3.0)]
+    rows = [{"at": 0.0, "model": LARGE, "output": 3000, "weight": 1.0}, *waiting]
+
+    def first_served_s(patience: float) -> float:
+        chosen = {"name": rule, "factor": 1.0, "patience": patience}
+        return float(play(chosen, env, requests(PAIR, rows))[0]["dispatch_s"][1:].min())
+
+    at_once, later, never = map(first_served_s, (0.0, 2.0, 1e6))
+    assert at_once < later < 60.0 < never
+
+
 def test_cmu_hysteresis_keeps_the_loaded_model() -> None:
-    env = config(PAIR, limits={"batch": 2})
+    env = config(PAIR, limits=TIGHT)
     rows = [{"at": 0.0, "model": MIDDLE, "output": 600, "weight": 1.0}] * 2 + [
         {"at": 1.0, "model": MIDDLE, "output": 600, "weight": 1.0},
         {"at": 2.0, "model": LARGE, "output": 20, "weight": 2.0},
@@ -285,7 +302,7 @@ REUSE = [
 @pytest.mark.parametrize("eviction", ["lru", "lfu", "gdsf", "keep_alive"])
 def test_what_each_eviction_order_unloads_first(eviction: str) -> None:
     models = (MIDDLE, SMALL, THIRD)
-    env = config(models, limits={"slots": 2})
+    env = config(models, limits=TIGHT)
     _, actions, _ = play({"name": "mect", "eviction": eviction}, env, requests(models, REUSE))
     unloads = [action.slot for action in actions if action.kind == Kind.PREEMPT]
     assert unloads[0] == {"lru": 0, "lfu": 1, "gdsf": 1, "keep_alive": 0}[eviction]
@@ -296,7 +313,7 @@ def test_gdsf_forgets_what_is_no_longer_used() -> None:
     models = (MIDDLE, SMALL, THIRD)
     rows = [{"at": 15.0 * i, "model": MIDDLE, "output": 10} for i in range(3)]
     rows += [{"at": 60.0 + 15.0 * i, "model": models[1 + i % 2], "output": 10} for i in range(60)]
-    env = config(models, limits={"slots": 2})
+    env = config(models, limits=TIGHT)
     _, actions, _ = play({"name": "mect", "eviction": "gdsf"}, env, requests(models, rows))
     unloads = [action.slot for action in actions if action.kind == Kind.PREEMPT]
     assert unloads[0] == 1
