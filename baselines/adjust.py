@@ -87,6 +87,11 @@ WEIGHTS = {
     "restart": "always; e**5 for a weight of 1",
     "restart_queue": "how many requests wait",
     "restart_seated": "its requests",
+    # how soon an instance is put out that slows others on its GPU
+    "relieve": "always; e**5 for a weight of 1",
+    "relieve_queue": "how many requests wait",
+    "relieve_seated": "its requests",
+    "relieve_drain_s": "seconds until it is empty by itself",
 }
 """name -> what the weight is multiplied by: the first part says which factor, the rest the feature"""
 
@@ -114,7 +119,7 @@ LIMIT = 6.0
 UNJOINED = 3.0
 """logarithm of what others lose over what the request itself takes from which learned weights lower the bar above which it waits"""
 UNSTARTED = 4.0
-"""the same, of what a restart saves over what it takes"""
+"""the same, of what a restart, or making room for those beside it, saves over what it takes"""
 UNHELD = -7.0
 """logarithm of weight over expected seconds from which learned weights raise the bar below which a load is held back"""
 
@@ -334,3 +339,13 @@ def is_restarted(view, i, saved_s, price_s, weights):  # type: ignore[no-untyped
     u = 5.0 * w.restart + 2.0 * w.restart_queue * queue_size(view)
     u += w.restart_seated * np.log1p(view.instances[i].num_seated)
     return u > 0.0 and np.log(saved_s / price_s) > UNSTARTED - u
+
+
+@part
+def is_relieved(view, i, ratio, weights):  # type: ignore[no-untyped-def]
+    """Is instance i to be put out for those beside it, who gain `ratio` times what its own requests lose?"""
+    w = weights[0]
+    row = view.instances[i]
+    u = 5.0 * w.relieve + 2.0 * w.relieve_queue * queue_size(view)
+    u += w.relieve_seated * np.log1p(row.num_seated) + w.relieve_drain_s * (np.log1p(row.drain_s) - 2.0)
+    return u > 0.0 and np.log(ratio) > UNSTARTED - u

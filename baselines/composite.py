@@ -38,8 +38,9 @@ from .parts import (
     victim_on,
 )
 from .placement import completion_seconds, first_step, goes_past, is_ready, seconds_to_drain, too_small
-from .resize import admit_by_resize, worthwhile_resize, worthwhile_restart
+from .resize import admit_by_resize, worthwhile_resize
 from .rules import rule
+from .suspend import worthwhile_relief, worthwhile_restart
 from .view import dispatch_index, part, preempt_index
 
 
@@ -238,9 +239,11 @@ def joins_now(view, q, g, k, knobs):  # type: ignore[no-untyped-def]
 
 @rule
 def composite(view, knobs):  # type: ignore[no-untyped-def]
-    restart = worthwhile_restart(view, knobs.patience, knobs.weights)
-    if restart > WAIT:
-        return restart
+    suspend = worthwhile_restart(view, knobs.patience, knobs.weights)
+    if suspend == WAIT:
+        suspend = worthwhile_relief(view, knobs.patience, knobs.weights)
+    if suspend > WAIT:
+        return suspend
     slots = view.queue.shape[0]
     index = np.full(slots, np.inf)
     seconds = np.zeros(slots)

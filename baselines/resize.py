@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from .adjust import is_restarted, layers_factor
+from .adjust import layers_factor
 from .parts import (
     INSTANCE,
     WAIT,
     deepest_level,
-    has_run,
     instance_of,
     room_when_idle_leave,
     slots_per_gpu,
@@ -78,25 +77,3 @@ def worthwhile_resize(view, gain, eviction, weights):  # type: ignore[no-untyped
                 best = action
                 most = saved
     return best
-
-
-@part
-def worthwhile_restart(view, patience, weights):  # type: ignore[no-untyped-def]
-    """The PREEMPT of an instance with layers on the CPU that its GPU, without its requests, would hold more of, if learned
-    weights (adjust.py) say that it pays; WAIT: none. `patience`: see `has_run`."""
-    if weights.shape[0] == 0:
-        return WAIT
-    for i in range(view.instances.shape[0]):
-        row = view.instances[i]
-        action = preempt_index(view, i, INSTANCE)
-        if row.num_running == 0.0 or view.mask[action] == 0 or not has_run(view, i, patience):
-            continue
-        g = i // slots_per_gpu(view)
-        room, _ = room_when_idle_leave(view, g)
-        for k in range(row.level_gb.shape[0] - 1, int(row.level), -1):
-            if row.level_gb[k] > 0.0 and row.level_gb[k] - row.kv_gb <= room + row.gpu_gb:
-                saved_s = row.longest_left_tokens * (row.step_s - row.level_step_s[k])
-                if saved_s > 0.0 and is_restarted(view, i, saved_s, row.unload_s + row.reload_s, weights):
-                    return action
-                break
-    return WAIT

@@ -65,6 +65,7 @@ def test_every_policy_file_is_named_in_conf() -> None:
         "placement",
         "play",
         "resize",
+        "suspend",
         "rules",
         "view",
     }
