@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mmsched_env.errors import ConfigError, unknown_name
 
-from .parts import instance_of, service_seconds
+from .parts import instance_of, service_seconds, slots_per_gpu
 from .view import part
 
 WEIGHTS = {
@@ -118,8 +118,8 @@ LIMIT = 6.0
 """no factor is above e**6 or below e**-6"""
 UNJOINED = 3.0
 """logarithm of what others lose over what the request itself takes from which learned weights lower the bar above which it waits"""
-UNSTARTED = 4.0
-"""the same, of what a restart, or making room for those beside it, saves over what it takes"""
+UNSUSPENDED = 4.0
+"""the same, of what putting out a running instance saves over what it takes"""
 UNHELD = -7.0
 """logarithm of weight over expected seconds from which learned weights raise the bar below which a load is held back"""
 
@@ -327,18 +327,18 @@ def joins_later(view, q, i, service_s, lost, weights):  # type: ignore[no-untype
             away += view.models[m].queued_weight
     u = 5.0 * w.join + 2.0 * w.join_queue * queue_size(view) + w.join_away * np.log1p(away / row.weight)
     u += 2.0 * w.join_rate * asked_for(view.models[int(row.model)])
-    pair = view.pairs[q, i // (view.instances.shape[0] // view.gpus.shape[0])]
+    pair = view.pairs[q, i // slots_per_gpu(view)]
     u += w.join_prefill_s * np.log1p(pair.prefill_s[int(view.instances[i].level)])
     return u > 0.0 and np.log((lost + 1e-6) / (row.weight * service_s)) > UNJOINED - u
 
 
 @part
-def is_restarted(view, i, saved_s, price_s, weights):  # type: ignore[no-untyped-def]
-    """Is instance i to be put out and loaded again, which saves and takes so many seconds?"""
+def is_restarted(view, i, ratio, weights):  # type: ignore[no-untyped-def]
+    """Is instance i to be put out and loaded again, which saves `ratio` times what it takes?"""
     w = weights[0]
     u = 5.0 * w.restart + 2.0 * w.restart_queue * queue_size(view)
     u += w.restart_seated * np.log1p(view.instances[i].num_seated)
-    return u > 0.0 and np.log(saved_s / price_s) > UNSTARTED - u
+    return u > 0.0 and np.log(ratio) > UNSUSPENDED - u
 
 
 @part
@@ -348,4 +348,4 @@ def is_relieved(view, i, ratio, weights):  # type: ignore[no-untyped-def]
     row = view.instances[i]
     u = 5.0 * w.relieve + 2.0 * w.relieve_queue * queue_size(view)
     u += w.relieve_seated * np.log1p(row.num_seated) + w.relieve_drain_s * (np.log1p(row.drain_s) - 2.0)
-    return u > 0.0 and np.log(ratio) > UNSTARTED - u
+    return u > 0.0 and np.log(ratio) > UNSUSPENDED - u

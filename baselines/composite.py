@@ -296,7 +296,7 @@ class Composite(RulePolicy):
     factor
         PREEMPT only if the gain is this many times the loss; large: never.
     patience
-        Times the seconds of bringing it back that an instance is left to run before it is preempted.
+        As for `Preemptive`.
     sharing
         Share of its service seconds that every other busy instance of the GPU is taken to add (0: none, 1: equal shares).
     return_price

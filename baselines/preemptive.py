@@ -68,7 +68,8 @@ class Preemptive(RulePolicy):
     factor
         Preempt only if the gain is this many times the loss (Shepherd's lambda); large: never.
     patience
-        Times the seconds of bringing it back that an instance is left to run before it is preempted.
+        Times the seconds of bringing it back that an instance is left to run before it is preempted. Near 0 two requests may
+        put each other out for ever.
     resize_gain, admit_after_s, level, eviction
         As for `Mect`.
     """

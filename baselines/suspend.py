@@ -32,7 +32,7 @@ def worthwhile_restart(view, patience, weights):  # type: ignore[no-untyped-def]
         for k in range(row.level_gb.shape[0] - 1, int(row.level), -1):
             if row.level_gb[k] > 0.0 and row.level_gb[k] - row.kv_gb <= room + row.gpu_gb:
                 saved_s = row.longest_left_tokens * (row.step_s - row.level_step_s[k])
-                if saved_s > 0.0 and is_restarted(view, i, saved_s, row.unload_s + row.reload_s, weights):
+                if saved_s > 0.0 and is_restarted(view, i, saved_s / (row.unload_s + row.reload_s), weights):
                     return preempt_index(view, i, INSTANCE)
                 break
     return WAIT

@@ -1,6 +1,6 @@
 """Shared fixtures: a cluster of two small GPUs on which three models do not all fit, and short traces.
 
-Tests use the default limits or `larger_limits`: another set of sizes compiles the kernel anew (half a minute).
+Tests use the default limits or, where sizes matter, as few others as they can: each compiles the kernel anew (half a minute).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def tiny() -> Callable[..., EnvConfig]:
 
 @pytest.fixture(scope="session")
 def larger_limits() -> LimitsConfig:
-    """More of everything than the default limits."""
+    """More rows than the default limits. No more slots: they are seen, as room on a GPU."""
     return LimitsConfig(queue=20, gpus=16, hosts=3, models=11)
 
 

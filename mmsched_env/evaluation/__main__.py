@@ -105,7 +105,10 @@ def check(config: DictConfig) -> None:
             raise ConfigError(f"{key} is {config[key]!r}; accepted: {accepted}")
     if not isinstance(config.warmup, int | float) or not 0 <= config.warmup < 1:
         raise ConfigError(f"warmup is {config.warmup!r}; accepted: a share of the requests, from 0 to below 1")
-    if config.loads is not None and not isinstance(config.loads, ListConfig):
+    loads = config.loads
+    if loads is not None and not (
+        isinstance(loads, ListConfig) and all(isinstance(load, int | float) for load in loads)
+    ):
         raise ConfigError(f"loads is {config.loads!r}; accepted: a list such as [0.5,0.7,0.9]")
 
 

@@ -91,6 +91,7 @@ BAD = {
     "no policy": (["evaluate", "policies=[]"], "policies is []"),
     "a policy that is no list": (["evaluate", "policies=mect"], "policies is 'mect'; accepted: a list"),
     "a load that is no list": (["evaluate", "loads=0.5"], "loads is 0.5; accepted: a list"),
+    "a load that is no number": (["evaluate", "loads=[0.5,much]"], "loads is [0.5, 'much']; accepted: a list"),
     "unknown GPU": (["evaluate", "cluster.gpus=[rtx9090]", "cluster.gpu_hosts=[]"], "gpu profile 'rtx9090'"),
     "unknown model": (["evaluate", "models.names=[llama-9]"], "'llama-9'"),
     "unknown GPU in a list": (["evaluate", "cluster=[rtx9090]"], "gpu profile 'rtx9090'"),

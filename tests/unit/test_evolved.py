@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import pytest
 from mmsched_env.baselines.adjust import NETWORK, UNIT, UNITS, WEIGHTS
 from mmsched_env.baselines.composite import Composite
 from mmsched_env.baselines.evolved import FORMAT
-from mmsched_env.config import ConfigError, env_config
+from mmsched_env.config import ConfigError, EnvConfig, LimitsConfig, env_config
 from mmsched_env.core import Simulation
 from mmsched_env.evaluation.policies import make_policy
 from mmsched_env.evaluation.rollout import run_episode
+from mmsched_env.workload import GeneratorConfig
 
 PRETRAINED = Path(__file__).parents[2] / "agents" / "pretrained"
 ONE, THREE = ["rtx-4090-24gb"], ["rtx-4090-24gb", "rtx-4090-24gb", "rtx-5060-ti-16gb"]
@@ -67,6 +69,17 @@ def test_every_weight_has_a_say(busy: list[Simulation]) -> None:
         )
     ]
     assert idle == []
+
+
+def test_padding_changes_no_decision(larger_limits: LimitsConfig) -> None:
+    """Queues are counted for each GPU that there is."""
+    config = EnvConfig(workload=GeneratorConfig(num_requests=60, rate_per_s=1.0))
+    trace = config.workload.sample(1, config.models.names)
+    plain, padded = (
+        run_episode(Simulation(sized, 1), make_policy(str(PRETRAINED / "several-gpus.json"))[1], trace, 1).rows
+        for sized in (config, replace(config, limits=larger_limits))
+    )
+    np.testing.assert_array_equal(plain["e2e_s"], padded["e2e_s"])
 
 
 @pytest.mark.parametrize("number", range(1, len(UNIT) - 1))
