@@ -13,8 +13,8 @@ import pytest
 
 from mmsched_env.baselines.adjust import NETWORK, UNIT, UNITS, WEIGHTS
 from mmsched_env.baselines.composite import Composite
-from mmsched_env.baselines.evolved import FORMAT
-from mmsched_env.config import ConfigError, EnvConfig, LimitsConfig, env_config
+from mmsched_env.baselines.evolved import FORMAT, Evolved
+from mmsched_env.config import ClusterConfig, ConfigError, EnvConfig, LimitsConfig, ModelsConfig, env_config
 from mmsched_env.core import Simulation
 from mmsched_env.evaluation.policies import make_policy
 from mmsched_env.evaluation.rollout import run_episode
@@ -73,13 +73,16 @@ def test_every_weight_has_a_say(busy: list[Simulation]) -> None:
 
 def test_padding_changes_no_decision(larger_limits: LimitsConfig) -> None:
     """Queues are counted for each GPU that there is."""
-    config = EnvConfig(workload=GeneratorConfig(num_requests=60, rate_per_s=1.0))
+    cluster = ClusterConfig(tuple(THREE), ("desktop-ddr5",), (0, 0, 0))
+    workload = GeneratorConfig(num_requests=60, rate_per_s=0.7)
+    config = EnvConfig(cluster=cluster, models=ModelsConfig(tuple(SWAPPED)), workload=workload)
     trace = config.workload.sample(1, config.models.names)
-    plain, padded = (
-        run_episode(Simulation(sized, 1), make_policy(str(PRETRAINED / "several-gpus.json"))[1], trace, 1).rows
-        for sized in (config, replace(config, limits=larger_limits))
-    )
-    np.testing.assert_array_equal(plain["e2e_s"], padded["e2e_s"])
+    seen = []
+    for sized in (config, replace(config, limits=larger_limits)):
+        policy = Evolved(str(PRETRAINED / "several-gpus.json"))
+        seen.append(run_episode(Simulation(sized, 1), policy, trace, 1).rows["e2e_s"])
+        assert policy.memory["gpus"] == len(THREE) < sized.limits.gpus
+    np.testing.assert_array_equal(*seen)
 
 
 @pytest.mark.parametrize("number", range(1, len(UNIT) - 1))
