@@ -44,6 +44,13 @@ WEIGHTS = {
     "place_seated": "requests of the model there",
     "place_load_rate": "a load, times how often the model is asked for",
     "place_service_s": "service seconds there",
+    # how soon a model is loaded with fewer layers on the GPU than the rule would have
+    "spill": "always; e**5 for a weight of 1",
+    "spill_share": "share of the levels below the whole model on the GPU",
+    "spill_service_s": "service seconds there",
+    "spill_queue": "how many requests wait",
+    "spill_others": "others that wait for the model",
+    "spill_rate": "how often the model is asked for",
     # how much more than its loss a preemption has to gain
     "preempt": "always",
     "preempt_others": "others that wait for the model of the request that gains",
@@ -87,8 +94,8 @@ WEIGHTS = {
     "restart": "always; e**5 for a weight of 1",
     "restart_queue": "how many requests wait",
     "restart_seated": "its requests",
-    # how soon an instance is put out that slows others on its GPU
-    "relieve": "always; e**5 for a weight of 1",
+    # how much more those beside an instance have to gain for it to be put out
+    "relieve": "always",
     "relieve_queue": "how many requests wait",
     "relieve_seated": "its requests",
     "relieve_drain_s": "seconds until it is empty by itself",
@@ -118,8 +125,10 @@ LIMIT = 6.0
 """no factor is above e**6 or below e**-6"""
 UNJOINED = 3.0
 """logarithm of what others lose over what the request itself takes from which learned weights lower the bar above which it waits"""
+UNSPILLED = 4.0
+"""logarithm of what fewer layers on the GPU than the rule would have cost, over the seconds there, before learned weights lower it"""
 UNSUSPENDED = 4.0
-"""the same, of what putting out a running instance saves over what it takes"""
+"""logarithm of what putting out a running instance saves over what it takes"""
 UNHELD = -7.0
 """logarithm of weight over expected seconds from which learned weights raise the bar below which a load is held back"""
 
@@ -237,6 +246,19 @@ def place_factor(view, q, g, k, weights):  # type: ignore[no-untyped-def]
 
 
 @part
+def spill_factor(view, q, g, k, weights):  # type: ignore[no-untyped-def]
+    """By how much dearer level k of GPU g is for the request of slot q, below those at which the rule loads; inf: not to be had."""
+    if weights.shape[0] == 0:
+        return np.inf
+    w = weights[0]
+    pair = view.pairs[q, g]
+    u = 5.0 * w.spill + w.spill_share * (1.0 - k / (pair.load_s.shape[0] - 1.0)) + w.spill_queue * queue_size(view)
+    u += w.spill_others * others_waiting(view, q) + w.spill_rate * asked_for(view.models[int(view.queue[q].model)])
+    u += w.spill_service_s * (np.log(service_seconds(view, q, g, k)) - 2.0)
+    return factor(UNSPILLED - u) if u > 0.0 else np.inf
+
+
+@part
 def preempt_factor(view, q, weights):  # type: ignore[no-untyped-def]
     """By how much more a preemption for the request of slot q has to gain."""
     if weights.shape[0] == 0:
@@ -342,10 +364,11 @@ def is_restarted(view, i, ratio, weights):  # type: ignore[no-untyped-def]
 
 
 @part
-def is_relieved(view, i, ratio, weights):  # type: ignore[no-untyped-def]
-    """Is instance i to be put out for those beside it, who gain `ratio` times what its own requests lose?"""
+def relief_factor(view, i, weights):  # type: ignore[no-untyped-def]
+    """By how much more those beside instance i have to gain for it to be put out."""
+    if weights.shape[0] == 0:
+        return 1.0
     w = weights[0]
     row = view.instances[i]
-    u = 5.0 * w.relieve + 2.0 * w.relieve_queue * queue_size(view)
-    u += w.relieve_seated * np.log1p(row.num_seated) + w.relieve_drain_s * (np.log1p(row.drain_s) - 2.0)
-    return u > 0.0 and np.log(ratio) > UNSUSPENDED - u
+    u = w.relieve + w.relieve_queue * queue_size(view) + w.relieve_seated * np.log1p(row.num_seated)
+    return factor(u + w.relieve_drain_s * (np.log1p(row.drain_s) - 2.0))

@@ -4,7 +4,8 @@ Put together from llama-swap's collation, FaasCache's eviction, list scheduling 
 test. Requests are served by weight over expected seconds (c-mu), each at its earliest expected completion over (GPU, level),
 where a load that puts out models in use is charged for bringing them back, one beside other loads for sharing the disk, and a
 place beside others for slowing them. One that has waited `max_wait_s` goes first
-and reserves its GPU. One that would have to wait may displace running work that loses `factor` times less.
+and reserves its GPU. One that would have to wait may displace running work that loses `factor` times less, and an instance is
+put out for those it slows on its GPU if they gain `relief` times what it loses.
 OFFLOAD lets in what an instance has no memory for, and gives layers back where that pays. Learned weights may correct each step
 of this reckoning (adjust.py); there are none by default.
 
@@ -21,7 +22,16 @@ import numpy as np
 
 from mmsched_env.sim.jit import records
 
-from .adjust import is_held_back, joins_later, keep_factor, order_factor, place_factor, preempt_factor, weights_record
+from .adjust import (
+    is_held_back,
+    joins_later,
+    keep_factor,
+    order_factor,
+    place_factor,
+    preempt_factor,
+    spill_factor,
+    weights_record,
+)
 from .base import RulePolicy, eviction_code, level_code
 from .displace import displace_instance, displace_request
 from .parts import (
@@ -48,6 +58,7 @@ class CompositeKnobs(NamedTuple):
     max_wait_s: float
     factor: float
     patience: float
+    relief: float
     sharing: float
     return_price: float
     harm: float
@@ -198,8 +209,10 @@ def least_cost(view, q, knobs):  # type: ignore[no-untyped-def]
     for g in range(view.gpus.shape[0]):
         resident = instance_of(view, view.queue[q].model, g) >= 0
         levels = view.pairs[q, g].fits.shape[0]
-        for k in range(0 if resident else lowest_level(view, q, g, knobs.level), levels):
-            seconds = own_cost(view, q, g, k, knobs)
+        lowest = 0 if resident else lowest_level(view, q, g, knobs.level)
+        for k in range(0 if knobs.weights.shape[0] > 0 else lowest, levels):
+            dearer = spill_factor(view, q, g, k, knobs.weights) if k < lowest else 1.0
+            seconds = dearer * own_cost(view, q, g, k, knobs) if dearer < np.inf else np.inf
             if seconds == np.inf:
                 continue
             now = step_towards(view, q, g, k, knobs) > WAIT
@@ -241,7 +254,7 @@ def joins_now(view, q, g, k, knobs):  # type: ignore[no-untyped-def]
 def composite(view, knobs):  # type: ignore[no-untyped-def]
     suspend = worthwhile_restart(view, knobs.patience, knobs.weights)
     if suspend == WAIT:
-        suspend = worthwhile_relief(view, knobs.patience, knobs.weights)
+        suspend = worthwhile_relief(view, knobs.relief, knobs.patience, knobs.weights)
     if suspend > WAIT:
         return suspend
     slots = view.queue.shape[0]
@@ -297,6 +310,8 @@ class Composite(RulePolicy):
         PREEMPT only if the gain is this many times the loss; large: never.
     patience
         As for `Preemptive`.
+    relief
+        An instance is put out for those it slows on its GPU if they gain this many times what it loses; large: never.
     sharing
         Share of its service seconds that every other busy instance of the GPU is taken to add (0: none, 1: equal shares).
     return_price
@@ -324,6 +339,7 @@ class Composite(RulePolicy):
         max_wait_s: float = 600.0,
         factor: float = 3.0,
         patience: float = 2.0,
+        relief: float = 1.5,
         sharing: float = 1.0,
         return_price: float = 0.5,
         harm: float = 0.5,
@@ -334,6 +350,6 @@ class Composite(RulePolicy):
         eviction: str = "gdsf",
         weights: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        numbers = (max_wait_s, factor, patience, sharing, return_price, harm, loading, resize_gain, admit_after_s)
+        numbers = (max_wait_s, factor, patience, relief, sharing, return_price, harm, loading, resize_gain, admit_after_s)
         codes = level_code(level), eviction_code(eviction)
         self.knobs = CompositeKnobs._make([*map(float, numbers), *codes, records(weights_record(weights))])

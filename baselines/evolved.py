@@ -11,7 +11,7 @@ from mmsched_env.errors import ConfigError
 
 from .composite import Composite
 
-FORMAT = "mmsched learned weights 1"
+FORMAT = "mmsched learned weights 2"
 
 
 class Evolved(Composite):

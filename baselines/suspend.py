@@ -1,11 +1,8 @@
-"""PREEMPT of running work that nobody waits for the place of: to load it anew with more layers, or to spare those beside it.
-
-The rule does neither of itself; learned weights (adjust.py) say when it pays.
-"""
+"""PREEMPT of running work that nobody waits for the place of: to load it anew with more layers, or to spare those beside it."""
 
 from __future__ import annotations
 
-from .adjust import is_relieved, is_restarted
+from .adjust import is_restarted, relief_factor
 from .parts import INSTANCE, WAIT, has_run, room_when_idle_leave, slots_per_gpu
 from .view import part, preempt_index
 
@@ -39,13 +36,11 @@ def worthwhile_restart(view, patience, weights):  # type: ignore[no-untyped-def]
 
 
 @part
-def worthwhile_relief(view, patience, weights):  # type: ignore[no-untyped-def]
-    """The PREEMPT of an instance that slows others on its GPU, by weighted seconds they gain over those it loses the most; WAIT:
-    none pays. `patience`: see `has_run`."""
+def worthwhile_relief(view, relief, patience, weights):  # type: ignore[no-untyped-def]
+    """The PREEMPT of an instance that slows others on its GPU, if the weighted seconds that they gain are more than `relief`
+    times those that it loses, of the one by which they gain the most for it; WAIT: none. `patience`: see `has_run`."""
     best = WAIT
     most = 0.0
-    if weights.shape[0] == 0:
-        return best
     slots = slots_per_gpu(view)
     for i in range(view.instances.shape[0]):
         if not may_be_suspended(view, i, patience):
@@ -62,7 +57,7 @@ def worthwhile_relief(view, patience, weights):  # type: ignore[no-untyped-def]
         if gained == 0.0:
             continue
         ratio = gained / (row.weight_seated * (row.unload_s + row.reload_s + longest))
-        if ratio > most and is_relieved(view, i, ratio, weights):
+        if ratio > most and ratio > relief * relief_factor(view, i, weights):
             best = preempt_index(view, i, INSTANCE)
             most = ratio
     return best

@@ -123,10 +123,10 @@ def test_wrong_weights_are_said(weights: dict[str, Any], words: str) -> None:
         (None, "does not exist"),
         ("{", "no JSON"),
         ("[]", "format"),
-        ('{"format": "mmsched learned weights 1", "settings": {}}', "not both there"),
-        ('{"format": "mmsched learned weights 1", "settings": {"no_such": 1}, "weights": {}}', "no_such"),
-        ('{"format": "mmsched learned weights 1", "settings": {"level": "no_such"}, "weights": {}}', "no_such"),
-        ('{"format": "mmsched learned weights 1", "settings": {}, "weights": {"no_such": 1}}', "no_such"),
+        ('{"format": "mmsched learned weights 2", "settings": {}}', "not both there"),
+        ('{"format": "mmsched learned weights 2", "settings": {"no_such": 1}, "weights": {}}', "no_such"),
+        ('{"format": "mmsched learned weights 2", "settings": {"level": "no_such"}, "weights": {}}', "no_such"),
+        ('{"format": "mmsched learned weights 2", "settings": {}, "weights": {"no_such": 1}}', "no_such"),
     ],
 )
 def test_wrong_files_are_said(tmp_path: Path, text: str | None, words: str) -> None:

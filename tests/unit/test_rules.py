@@ -203,6 +203,20 @@ def test_patience_is_how_long_work_runs_before_it_is_put_off(rule: str) -> None:
     assert at_once < later < 60.0 < never
 
 
+def test_relief_puts_out_what_slows_others_for_long() -> None:
+    both = (SMALL, MIDDLE)
+    env = config(both)
+    rows = [{"at": 0.0, "model": MIDDLE, "output": 4000, "weight": 1.0}]
+    rows += [{"at": at, "model": SMALL, "output": 1500, "weight": 20.0} for at in (20.0, 20.5, 26.0)]
+
+    def preemptions(relief: float) -> list[int]:
+        chosen = {"name": "composite", "factor": 1e9, "relief": relief}
+        return play(chosen, env, requests(both, rows))[0]["num_preemptions"].tolist()
+
+    assert preemptions(1.0) == [1, 0, 0, 0]
+    assert not any(preemptions(1e9))
+
+
 def test_cmu_hysteresis_keeps_the_loaded_model() -> None:
     env = config(PAIR, limits=TIGHT)
     rows = [{"at": 0.0, "model": MIDDLE, "output": 600, "weight": 1.0}] * 2 + [
