@@ -26,7 +26,7 @@ class View(NamedTuple):
 
 def part(function: Callable[..., Any]) -> Any:
     """Compile a piece that rules share, and that makes no arrays."""
-    return compiled(function)
+    return compiled(function, inlined=True)
 
 
 def array_part(function: Callable[..., Any]) -> Any:

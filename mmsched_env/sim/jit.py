@@ -41,14 +41,21 @@ def cache_folder(more: Iterable[Path] = ()) -> Path:
     return Path(base) / f"mmsched-{source_hash(more)}"
 
 
-def compiled(function: Callable[..., Any], makes_arrays: bool = False) -> Any:
+def compiled(function: Callable[..., Any], makes_arrays: bool = False, inlined: bool = False) -> Any:
     """Compile a function called from other compiled functions only: nothing of it is cached by itself.
 
     Without the wrappers that Python and C would call it by, which take a third of the time to compile. Only one that
     `makes_arrays`, or returns one, counts references to arrays: an atomic operation for every array at every call, which took
-    four fifths of a rule's time.
+    four fifths of a rule's time. One that is `inlined` has no call left in machine code: where arguments are many arrays,
+    handing them over takes longer than a short function's work (it takes longer to compile, so the kernel does without).
     """
-    return numba.njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=makes_arrays)(function)
+    return numba.njit(
+        error_model="numpy",
+        no_cpython_wrapper=True,
+        no_cfunc_wrapper=True,
+        forceinline=inlined,
+        _nrt=makes_arrays,
+    )(function)
 
 
 def entry_point(function: Callable[..., Any], more: Iterable[Path] = (), makes_arrays: bool = True) -> Any:
