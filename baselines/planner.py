@@ -88,7 +88,7 @@ class Planner:
         samples: int = 32,
         batch: int = 4,
         horizon_s: float = 60.0,
-        width: int = 6,
+        width: int = 12,
         caution: float = 2.0,
         sigma: float = 0.5,
         max_rounds: int = 1000,
@@ -153,8 +153,10 @@ class Planner:
         while True:
             mean, error = _mean_and_error(gains)
             left = self.samples - len(gains)
-            # the first gains nothing over itself; one that has made no difference yet is thought to make none
-            racing = [0, *np.flatnonzero(mean + self.caution * error > 0)]
+            # Still to be won by whom one standard error better than now would do, when all worlds have been seen. The first
+            # gains nothing over itself; one that has made no difference yet is thought to make none.
+            in_the_end = self.caution * error * np.sqrt(len(gains) / self.samples)
+            racing = [0, *np.flatnonzero(mean + error > in_the_end)]
             if left == 0 or len(racing) == 1:
                 return candidates[int(np.argmax(mean - self.caution * error))]
             candidates = [candidates[i] for i in racing]
