@@ -350,6 +350,17 @@ class Composite(RulePolicy):
         eviction: str = "gdsf",
         weights: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        numbers = (max_wait_s, factor, patience, relief, sharing, return_price, harm, loading, resize_gain, admit_after_s)
+        numbers = (
+            max_wait_s,
+            factor,
+            patience,
+            relief,
+            sharing,
+            return_price,
+            harm,
+            loading,
+            resize_gain,
+            admit_after_s,
+        )
         codes = level_code(level), eviction_code(eviction)
         self.knobs = CompositeKnobs._make([*map(float, numbers), *codes, records(weights_record(weights))])
