@@ -3,8 +3,8 @@ races of Maron and Moore 1994.
 
 Each candidate action is tried in imagined worlds (`mmsched_env.imagine`: lengths drawn from their predictions,
 arrivals from observed rates, nothing hidden is read), the base rule deciding from then on until all requests there are
-served. The worlds are the same for all candidates. They race: after every `batch` worlds those leave that are behind the base
-rule's own action by more than `caution` standard errors, until `samples` worlds have been seen or nobody is left. The candidate
+served. The worlds are the same for all candidates. They race: after every `batch` worlds those leave that, one standard error better
+than they look, still would not beat the base rule's own action by `caution` standard errors after all `samples` worlds. The candidate
 of the least flow time is taken, if it beats the base rule's action by more than `caution` standard errors. Candidates are
 what the base and other rules would do, waiting, and legal dispatches of the oldest requests and unloads. A learned policy may
 lead: then its action, not the base rule's, is the one to beat.
