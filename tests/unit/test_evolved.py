@@ -120,10 +120,10 @@ def test_wrong_weights_are_said(weights: dict[str, Any], words: str) -> None:
         (None, "does not exist"),
         ("{", "no JSON"),
         ("[]", "format"),
-        ('{"format": "mmsched learned weights 2", "settings": {}}', "not both there"),
-        ('{"format": "mmsched learned weights 2", "settings": {"no_such": 1}, "weights": {}}', "no_such"),
-        ('{"format": "mmsched learned weights 2", "settings": {"level": "no_such"}, "weights": {}}', "no_such"),
-        ('{"format": "mmsched learned weights 2", "settings": {}, "weights": {"no_such": 1}}', "no_such"),
+        (f'{{"format": "{FORMAT}", "settings": {{}}}}', "not both there"),
+        (f'{{"format": "{FORMAT}", "settings": {{"no_such": 1}}, "weights": {{}}}}', "no_such"),
+        (f'{{"format": "{FORMAT}", "settings": {{"level": "no_such"}}, "weights": {{}}}}', "no_such"),
+        (f'{{"format": "{FORMAT}", "settings": {{}}, "weights": {{"no_such": 1}}}}', "no_such"),
     ],
 )
 def test_wrong_files_are_said(tmp_path: Path, text: str | None, words: str) -> None:
