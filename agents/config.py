@@ -227,7 +227,7 @@ class TrainConfig:
     torch_threads: int = 1
     """0: as PyTorch chooses; networks this small gain nothing from more"""
     device: str = "cpu"
-    """a PyTorch device; networks this small are fastest on the CPU"""
+    """a PyTorch device; a GPU pays from about a thousand environments on (docs/gpu_path.md)"""
 
     def __post_init__(self) -> None:
         for key in ("num_envs", "checkpoint_every", "validation_episodes"):

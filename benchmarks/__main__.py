@@ -17,7 +17,7 @@ from mmsched_env.errors import unknown_name
 from .machine import machine
 
 COMMAND = "bench"
-PARTS = ("environment", "requests", "memory", "start", "training", "growth", "peers", "export", "ratios")
+PARTS = ("environment", "requests", "memory", "start", "training", "growth", "peers", "export", "ratios", "gpu")
 
 
 def measure(part: str, env: EnvConfig, rounds: int) -> dict[str, float]:
@@ -45,6 +45,11 @@ def measure(part: str, env: EnvConfig, rounds: int) -> dict[str, float]:
 
         return export.measure(env, rounds)
 
+    def gpu() -> dict[str, float]:
+        from . import cuda_kernel, training
+
+        return {**cuda_kernel.measure(env, rounds), **training.measure_devices(env)}
+
     run: dict[str, Callable[[], dict[str, float]]] = {
         "environment": lambda: environment.measure(env, rounds),
         "requests": lambda: requests.measure(env, rounds),
@@ -55,6 +60,7 @@ def measure(part: str, env: EnvConfig, rounds: int) -> dict[str, float]:
         "peers": peers,
         "export": export,
         "ratios": lambda: ratios.measure(env),
+        "gpu": gpu,
     }
     if part not in run:
         raise unknown_name("part of the benchmark", part, list(run))

@@ -6,6 +6,7 @@ Drawing the actions is not timed. The kernel's rate leaves out starting new epis
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from mmsched_env.config import EnvConfig
 from mmsched_env.core import Simulation
 from mmsched_env.env import ServingEnv
-from mmsched_env.sim.jit import entry_point
+from mmsched_env.sim.jit import compiled, entry_point
 from mmsched_env.vector_env import ServingVectorEnv
 
 from .timing import Stopwatch, Task, rates
@@ -27,24 +28,32 @@ WARM_UP = 300
 """vector steps before the first round: episodes get into their middle"""
 
 
-def _draw_legal(mask, state, actions):  # type: ignore[no-untyped-def]
-    """A legal action for every environment, each as likely; `state` uint64 (N,) is the generators' (xorshift)."""
+def _draw_action(mask, generators, e):  # type: ignore[no-untyped-def]
+    """A legal action of environment `e`, each as likely; `generators` uint64 (N,) hold their states (xorshift)."""
+    legal = 0
+    for a in range(mask.shape[1]):
+        legal += mask[e, a]
+    x = generators[e]
+    x ^= x << np.uint64(13)
+    x ^= x >> np.uint64(7)
+    x ^= x << np.uint64(17)
+    generators[e] = x
+    left = np.int64(x >> np.uint64(11)) % legal
+    for a in range(mask.shape[1]):
+        if mask[e, a] == 1:
+            if left == 0:
+                return a
+            left -= 1
+    return 0
+
+
+draw_action = compiled(_draw_action)
+
+
+def _draw_legal(mask, generators, actions):  # type: ignore[no-untyped-def]
+    """A legal action for every environment."""
     for e in range(mask.shape[0]):
-        legal = 0
-        for a in range(mask.shape[1]):
-            legal += mask[e, a]
-        x = state[e]
-        x ^= x << np.uint64(13)
-        x ^= x >> np.uint64(7)
-        x ^= x << np.uint64(17)
-        state[e] = x
-        left = np.int64(x >> np.uint64(11)) % legal
-        for a in range(mask.shape[1]):
-            if mask[e, a] == 1:
-                if left == 0:
-                    actions[e] = a
-                    break
-                left -= 1
+        actions[e] = draw_action(mask, generators, e)
 
 
 draw_legal = entry_point(_draw_legal, (Path(__file__),))
@@ -54,11 +63,11 @@ class RandomActions:
     """Random legal actions of a batch, the same in every run."""
 
     def __init__(self, num_envs: int) -> None:
-        self._state = np.random.default_rng(0).integers(1, 2**63, num_envs).astype(np.uint64)
+        self.generators = np.random.default_rng(0).integers(1, 2**63, num_envs).astype(np.uint64)
         self.actions = np.zeros(num_envs, np.int64)
 
     def draw(self, mask: NDArray[Any]) -> NDArray[np.int64]:
-        draw_legal(mask, self._state, self.actions)
+        draw_legal(mask, self.generators, self.actions)
         return self.actions
 
 
@@ -73,9 +82,9 @@ def on_gpus(config: EnvConfig, gpus: int, queue: int | None = None) -> EnvConfig
     return dataclasses.replace(config, cluster=wide, limits=limits)
 
 
-def kernel_task(config: EnvConfig, num_envs: int, steps: int = STEPS) -> Task:
+def kernel_task(config: EnvConfig, num_envs: int, steps: int = STEPS, threads: int = 1) -> Task:
     """Steps of the simulation. Episodes that end begin again on one of a few traces, off the clock."""
-    simulation, random = Simulation(config, num_envs), RandomActions(num_envs)
+    simulation, random = Simulation(config, num_envs, threads=threads), RandomActions(num_envs)
     traces = [config.workload.sample(seed, config.models.names) for seed in range(8)]
     for env in range(num_envs):
         simulation.reset(env, traces[env % 8])
@@ -155,4 +164,17 @@ def measure(config: EnvConfig, rounds: int, steps: int = STEPS) -> dict[str, flo
         for name, rate in (measured := rates(tasks, rounds)).items():
             out |= rate.values(f"{name}, batch {batch}:", "steps")
         out[f"kernel, batch {batch}: times the time of memcpy"] = measured["memcpy"].cpu / measured["kernel"].cpu
+    return out | measure_threads(config, rounds, steps)
+
+
+def measure_threads(config: EnvConfig, rounds: int, steps: int = STEPS) -> dict[str, float]:
+    """Rates by the clock of one, two, four, ... threads, as many as there are cores."""
+    out: dict[str, float] = {}
+    counts = [2**k for k in range(len(os.sched_getaffinity(0)).bit_length())]
+    for batch in BATCHES[2:]:
+        tasks = {f"{threads}": kernel_task(config, batch, steps, threads) for threads in counts}
+        out |= {
+            f"kernel, batch {batch}, threads {threads}: steps/s": rate.wall
+            for threads, rate in rates(tasks, rounds).items()
+        }
     return out

@@ -66,21 +66,52 @@ def attention(config: EnvConfig) -> tuple[MaskablePPO, ServingSB3VecEnv]:
     return default_sb3(config, batch_size=agent.batch_size, n_epochs=agent.n_epochs, policy_kwargs=extractor)
 
 
-def settings(config: EnvConfig) -> TrainConfig:
-    """`mmsched train`'s."""
-    agent = dataclasses.replace(AgentConfig(), n_steps=ROLLOUT // NUM_ENVS)
-    return TrainConfig(envs=(config,), agent=agent, num_envs=NUM_ENVS)
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How much of everything an update takes."""
+
+    num_envs: int = NUM_ENVS
+    rollout: int = ROLLOUT
+    """frames"""
+    batch: int = AgentConfig().batch_size
 
 
-def ours(config: EnvConfig) -> tuple[MaskablePPO, ServingSB3VecEnv]:
+def settings(config: EnvConfig, size: Size | None = None, device: str = "cpu") -> TrainConfig:
+    """`mmsched train`'s, at this size."""
+    size = size or Size()
+    agent = dataclasses.replace(AgentConfig(), n_steps=size.rollout // size.num_envs, batch_size=size.batch)
+    return TrainConfig(envs=(config,), agent=agent, num_envs=size.num_envs, device=device)
+
+
+def ours(config: EnvConfig, size: Size | None = None, device: str = "cpu") -> tuple[MaskablePPO, ServingSB3VecEnv]:
     """`mmsched train`'s policy and settings."""
-    train = settings(config)
+    train = settings(config, size, device)
     venv, (serving,) = make_venv(train)
     return make_model(train, venv, [serving]), serving
 
 
-def measure(config: EnvConfig, updates: int = 2) -> dict[str, float]:
+def timed(model: MaskablePPO, serving: ServingSB3VecEnv, updates: int) -> dict[str, float]:
     """Frames per second of `updates` updates after one for warming up, and shares of their time."""
+    rollout = model.n_steps * model.n_envs
+    model.learn(rollout)
+    shares = Shares()
+    shares.watch("environment", serving, "step_wait")
+    shares.watch("masks", serving, "env_method")
+    shares.watch("policy", model.policy, "forward")
+    shares.watch("buffer", model.rollout_buffer, "add")
+    shares.watch("update", model, "train")
+    begun, used = time.perf_counter(), time.process_time()
+    model.learn(updates * rollout, reset_num_timesteps=False)
+    wall, cpu = time.perf_counter() - begun, time.process_time() - used
+    return {
+        "frames/s": updates * rollout / wall,
+        "frames/s of processor time": updates * rollout / cpu,
+        **{f"{part}, share of time": seconds / wall for part, seconds in shares.seconds.items()},
+    }
+
+
+def measure(config: EnvConfig, updates: int = 2) -> dict[str, float]:
+    """What `timed` says of each maker's training, and ratios."""
     torch.set_num_threads(1)
     makers: dict[str, Callable[[], tuple[MaskablePPO, ServingSB3VecEnv]]] = {
         "ours": lambda: ours(config),
@@ -88,24 +119,20 @@ def measure(config: EnvConfig, updates: int = 2) -> dict[str, float]:
         "sb3 default": lambda: default_sb3(config),
         "attention": lambda: attention(config),
     }
-    out: dict[str, float] = {}
-    for name, make in makers.items():
-        model, serving = make()
-        model.learn(ROLLOUT)
-        shares = Shares()
-        shares.watch("environment", serving, "step_wait")
-        shares.watch("masks", serving, "env_method")
-        shares.watch("policy", model.policy, "forward")
-        shares.watch("buffer", model.rollout_buffer, "add")
-        shares.watch("update", model, "train")
-        begun, used = time.perf_counter(), time.process_time()
-        model.learn(updates * ROLLOUT, reset_num_timesteps=False)
-        wall, cpu = time.perf_counter() - begun, time.process_time() - used
-        out[f"{name}: frames/s"] = updates * ROLLOUT / wall
-        out[f"{name}: frames/s of processor time"] = updates * ROLLOUT / cpu
-        for part, seconds in shares.seconds.items():
-            out[f"{name}: {part}, share of time"] = seconds / wall
+    out = {f"{name}: {key}": value for name, make in makers.items() for key, value in timed(*make(), updates).items()}
     for other in ("sb3 tuned", "sb3 default", "attention"):
         ratio = out["ours: frames/s of processor time"] / out[f"{other}: frames/s of processor time"]
         out[f"ours over {other}"] = ratio
+    return out
+
+
+def measure_devices(config: EnvConfig, updates: int = 1) -> dict[str, float]:
+    """Ours on the CPU, with one thread and eight, and on a GPU, at the size of `mmsched train` and a wide one."""
+    sizes = {"as in conf": Size(), "wide": Size(num_envs=1024, rollout=65536, batch=16384)}
+    out = {}
+    for name, size in sizes.items():
+        for device, threads in (("cpu", 1), ("cpu", 8), ("cuda", 1)):
+            torch.set_num_threads(threads)
+            for key, value in timed(*ours(config, size, device), updates).items():
+                out[f"{name}, {device}, {threads} threads: {key}"] = value
     return out
