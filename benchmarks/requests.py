@@ -11,7 +11,7 @@ from typing import cast
 
 import numpy as np
 
-from mmsched_env.config import ClusterConfig, EnvConfig, ModelsConfig
+from mmsched_env.config import ClusterConfig, EnvConfig, LimitsConfig, ModelsConfig
 from mmsched_env.core import Simulation
 from mmsched_env.evaluation.policies import make_policy
 from mmsched_env.evaluation.rollout import run_episode
@@ -28,9 +28,10 @@ RULES = ("fcfs", "mect", "composite")
 
 
 def one_model() -> EnvConfig:
-    """One GPU with one model that stays loaded."""
+    """One GPU with one model that stays loaded, padded to no more than that."""
     cluster = ClusterConfig(("rtx-a6000-48gb",), ("threadripper-pro-5995wx",), (0,))
-    return EnvConfig(cluster=cluster, models=ModelsConfig(("llama-3-8b-q4_k_m",)))
+    limits = LimitsConfig(gpus=1, hosts=1, models=1, slots=1)
+    return EnvConfig(cluster=cluster, models=ModelsConfig(("llama-3-8b-q4_k_m",)), limits=limits)
 
 
 def poisson_trace(rate_per_s: float, count: int, seed: int = 0) -> RequestTrace:

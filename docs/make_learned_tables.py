@@ -1,0 +1,119 @@
+"""Writes a table of benchmarks/learned.md, between its marks, from runs of `mmsched evaluate`: one policy against the best tuned rule.
+
+``python docs/make_learned_tables.py MARK POLICY RUN ...``; MARK is the name between the marks, POLICY the beginning of the policy's
+label in the runs (``learned``, ``planner,base=``).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmsched_env.evaluation.leaderboard import BEST, KEY, Row, read_summary, rows_of
+
+PAGE = Path(__file__).parent.parent / "benchmarks" / "learned.md"
+HEAD = "scenario | traces | best tuned rule | composite | policy | % | difference, s | better on | SLO, rule | SLO, policy | ms"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A scenario: the policy against the rule, on the same traces."""
+
+    name: str
+    rule: str
+    row: Row
+    best: Row
+    composite: Row
+    seeds: NDArray[np.float64]
+    """of each member: E2E over the rule's"""
+
+    @property
+    def gain(self) -> float:
+        """Of the rule's E2E."""
+        return 1 - self.row.ratio
+
+    def markdown(self) -> str:
+        """The table's line."""
+        against = self.row.against
+        assert against is not None
+        numbers = [f"{1e-3 * value:+.2f}" for value in (against.mean, against.low, against.high)]
+        cells = [
+            self.name.removesuffix("-v0"),
+            f"{self.row.traces}",
+            f"{self.rule} {self.best.mean.mean / 1e3:.2f}",
+            f"{self.composite.mean.mean / 1e3:.2f}",
+            f"{self.row.mean.mean / 1e3:.2f}",
+            f"{-100 * self.gain:+.1f} %",
+            f"{numbers[0]} [{numbers[1]}, {numbers[2]}]",
+            f"{self.row.p_better:.2f}",
+            f"{self.best.slo:.3f}",
+            f"{self.row.slo:.3f}",
+            f"{self.row.decision_us[0] / 1e3:,.2g}" if len(self.seeds) == 1 else self.of_seeds(),
+        ]
+        return "| " + " | ".join(cells) + " |"
+
+    def of_seeds(self) -> str:
+        """The best and the worst member."""
+        return f"{self.seeds.min():.3f} to {self.seeds.max():.3f} ({len(self.seeds)})"
+
+
+def lines_of(runs: Sequence[dict[str, Any]], policy: str) -> list[Line]:
+    """A line a scenario, the greatest gain first."""
+    lines = []
+    for name, rows in rows_of(runs, BEST).items():
+        label = next(label for label in rows if label.startswith(policy))
+        rule = next(label for label, row in rows.items() if row.against is None)
+        part = next(run["scenarios"][name] for run in runs if label in run["scenarios"].get(name, {"mean": ()})["mean"])
+        values, base = (np.array(part["per_episode"][one][KEY]) for one in (label, rule))
+        lines.append(Line(name, rule, rows[label], rows[rule], rows["composite"], values.mean(axis=1) / base.mean()))
+    return sorted(lines, key=lambda line: -line.gain)
+
+
+def table(lines: Sequence[Line]) -> str:
+    """Markdown, with a sentence on all of them."""
+    several = max(len(line.seeds) for line in lines) > 1
+    head = HEAD.replace("| ms", "| seeds") if several else HEAD
+    rows = [f"| {head} |", "|" + "---|" * (head.count("|") + 1), *(line.markdown() for line in lines)]
+    against = [line.row.against for line in lines]
+    better, worse = (sum(one is not None and test(one) for one in against) for test in (_better, _worse))
+    over_best, over_composite = (
+        100 * (np.exp(np.mean(np.log(ratios))) - 1)
+        for ratios in (
+            [line.row.ratio for line in lines],
+            [line.row.mean.mean / line.composite.mean.mean for line in lines],
+        )
+    )
+    slo = np.mean([line.row.slo - line.best.slo for line in lines])
+    return "\n".join(rows) + (
+        f"\n\n**Geometric mean over {len(lines)} scenarios: {over_best:+.1f} % to the best tuned rule of each, {over_composite:+.1f} % to `composite`; "
+        f"beyond doubt better in {better}, worse in {worse}; SLO attainment {100 * slo:+.1f} points on average.**\n"
+    )
+
+
+def _better(difference: Any) -> bool:
+    return bool(difference.high < 0)
+
+
+def _worse(difference: Any) -> bool:
+    return bool(difference.low > 0)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Write the page."""
+    mark, policy, *folders = arguments
+    text = PAGE.read_text()
+    begin, end = f"<!-- {mark} -->\n", f"<!-- end of {mark} -->\n"
+    before, rest = text.split(begin)
+    written = table(lines_of([read_summary(Path(folder)) for folder in folders], policy))
+    PAGE.write_text(before + begin + written + end + rest.split(end)[1])
+    print(written)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
