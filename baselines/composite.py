@@ -64,7 +64,7 @@ class CompositeKnobs(NamedTuple):
     harm: float
     loading: float
     resize_gain: float
-    admit_after_s: float
+    admission: float
     level: float
     eviction: float
     weights: Any
@@ -293,7 +293,7 @@ def composite(view, knobs):  # type: ignore[no-untyped-def]
             reserved[g] = max(reserved[g], seconds_to_drain(view, q, g, k))
     for q in range(slots):
         if is_ready(view, q) and gpu[q] < 0 and too_small(view, q) >= 0:
-            action = admit_by_resize(view, q, knobs.admit_after_s)
+            action = admit_by_resize(view, q, 0.0, knobs.admission)
             if action > WAIT:
                 return action
     return worthwhile_resize(view, knobs.resize_gain, knobs.eviction, knobs.weights)
@@ -321,8 +321,12 @@ class Composite(RulePolicy):
     loading
         Share of the seconds by which loads of a host would delay each other if they shared one disk, for the request and those
         that wait for the others; 0: every load is expected to have disk and links to itself.
-    resize_gain, admit_after_s, level, eviction
+    resize_gain, level, eviction
         As for `Mect`.
+    admission
+        A request that its model's instance has no memory for is let in by OFFLOAD only when its wait has cost this many times what
+        those served there will lose by it; large: never. (Of what is still to wait nothing is known but that it has waited so
+        long: as for skis, buying when the rent has reached the price costs at most twice the best.)
     weights
         Learned weights by name (adjust.py); those not named are 0.
 
@@ -345,7 +349,7 @@ class Composite(RulePolicy):
         harm: float = 0.5,
         loading: float = 0.5,
         resize_gain: float = 4.0,
-        admit_after_s: float = 0.0,
+        admission: float = 0.0,
         level: str = "whole",
         eviction: str = "gdsf",
         weights: Mapping[str, Any] = MappingProxyType({}),
@@ -360,7 +364,7 @@ class Composite(RulePolicy):
             harm,
             loading,
             resize_gain,
-            admit_after_s,
+            admission,
         )
         codes = level_code(level), eviction_code(eviction)
         self.knobs = CompositeKnobs._make([*map(float, numbers), *codes, records(weights_record(weights))])

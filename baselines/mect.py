@@ -39,7 +39,7 @@ def mect(view, knobs):  # type: ignore[no-untyped-def]
             action = first_step(view, q, g, k, knobs.eviction)
             if action > WAIT:
                 return action
-        action = admit_by_resize(view, q, knobs.admit_after_s)
+        action = admit_by_resize(view, q, knobs.admit_after_s, 0.0)
         if action > WAIT:
             return action
     return worthwhile_resize(view, knobs.resize_gain, knobs.eviction, NOTHING_LEARNED)

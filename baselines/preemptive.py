@@ -54,7 +54,7 @@ def preemptive(view, knobs):  # type: ignore[no-untyped-def]
             return action
     for q in range(index.shape[0]):
         if is_ready(view, q):
-            action = admit_by_resize(view, q, knobs.admit_after_s)
+            action = admit_by_resize(view, q, knobs.admit_after_s, 0.0)
             if action > WAIT:
                 return action
     return worthwhile_resize(view, knobs.resize_gain, knobs.eviction, NOTHING_LEARNED)

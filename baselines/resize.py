@@ -8,7 +8,9 @@ from .parts import (
     WAIT,
     deepest_level,
     instance_of,
+    remaining_tokens,
     room_when_idle_leave,
+    service_seconds,
     slots_per_gpu,
     victim_on,
 )
@@ -16,8 +18,23 @@ from .view import offload_index, part, preempt_index
 
 
 @part
-def admit_by_resize(view, q, after_s):  # type: ignore[no-untyped-def]
-    """OFFLOAD of its model's instance to the deepest level that has memory for the request of slot q; WAIT: none."""
+def admission_cost(view, q, i, k):  # type: ignore[no-untyped-def]
+    """Weighted seconds that others lose while instance i is at level k for the request of slot q: those on it and those that
+    wait for it, by two changes of level and the slower pace; and those that will have come, taken to be as long as it is."""
+    row = view.instances[i]
+    pair = view.pairs[q, i // slots_per_gpu(view)]
+    model = view.models[int(row.model)]
+    stay = service_seconds(view, q, i // slots_per_gpu(view), k)
+    slower = max(0.0, 1.0 - pair.token_s[int(row.level)] / pair.token_s[k])
+    others = max(0.0, row.weight_seated + model.queued_weight - view.queue[q].weight)
+    to_come = model.arrivals_per_s * stay * remaining_tokens(view.queue[q]) * pair.token_s[k]
+    return others * (2.0 * row.resize_s[k] + slower * stay) + slower * to_come
+
+
+@part
+def admit_by_resize(view, q, after_s, admission):  # type: ignore[no-untyped-def]
+    """OFFLOAD of its model's instance to the deepest level that has memory for the request of slot q, once it has waited
+    `after_s` and that has cost `admission` times what the others there will lose; WAIT: none."""
     if view.queue[q].age_s < after_s:
         return WAIT
     for g in range(view.gpus.shape[0]):
@@ -25,7 +42,8 @@ def admit_by_resize(view, q, after_s):  # type: ignore[no-untyped-def]
         if i < 0 or view.pairs[q, g].fits[int(view.instances[i].level)] > 0.0:
             continue
         k = deepest_level(view, q, g)
-        if k >= 0 and view.mask[offload_index(view, i, k)] == 1:
+        waited = view.queue[q].weight * view.queue[q].age_s
+        if k >= 0 and view.mask[offload_index(view, i, k)] == 1 and waited >= admission * admission_cost(view, q, i, k):
             return offload_index(view, i, k)
     return WAIT
 

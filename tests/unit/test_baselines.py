@@ -72,7 +72,11 @@ def kinds_used(policy: Policy, config: EnvConfig, seed: int) -> set[Kind]:
     return used
 
 
-def test_mect_offloads_to_let_a_long_prompt_in() -> None:
+@pytest.mark.parametrize(
+    ("policy", "never"),
+    [("mect", {"admit_after_s": 1e9}), ("composite", {"admission": 1e9})],
+)
+def test_offloads_to_let_a_long_prompt_in(policy: str, never: dict[str, float]) -> None:
     config = short(
         cluster={"gpus": ["rtx-4090-24gb"], "hosts": ["desktop-ddr5"], "gpu_hosts": []},
         models={"names": ["qwen3-32b-q4_k_m"]},
@@ -83,8 +87,8 @@ def test_mect_offloads_to_let_a_long_prompt_in() -> None:
             "prompt": {"median": 600.0, "sigma": 1.6, "max": 24000},
         },
     )
-    assert Kind.OFFLOAD in kinds_used(make_policy("mect")[1], config, seed=1000)
-    assert Kind.OFFLOAD not in kinds_used(make_policy({"name": "mect", "admit_after_s": 1e9})[1], config, seed=1000)
+    assert Kind.OFFLOAD in kinds_used(make_policy(policy)[1], config, seed=1000)
+    assert Kind.OFFLOAD not in kinds_used(make_policy({"name": policy, **never})[1], config, seed=1000)
 
 
 def test_preemptive_preempts_batch_work_for_interactive_requests() -> None:
