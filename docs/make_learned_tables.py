@@ -6,6 +6,7 @@ label in the runs (``learned``, ``planner,base=``).
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class Line:
         assert against is not None
         numbers = [f"{1e-3 * value:+.2f}" for value in (against.mean, against.low, against.high)]
         cells = [
-            self.name.removesuffix("-v0"),
+            workload[1] if (workload := re.search(r"workload=(\w+)", self.name)) else self.name.removesuffix("-v0"),
             f"{self.row.traces}",
             f"{self.rule} {self.best.mean.mean / 1e3:.2f}",
             f"{self.composite.mean.mean / 1e3:.2f}",
