@@ -44,7 +44,7 @@ def draw(curves: dict[str, list[dict[str, Any]]]) -> None:
             best = int(np.nanargmin(ratios))
             panel.plot(one["generation"][best], ratios[best], "o", markersize=4, color=line.get_color())
         panel.axhline(1, color="black", linewidth=0.8, linestyle="--")
-        panel.set(title=f"{family} ({len(seeds)} seeds)", xlabel="generation", ylim=(0.92, 1.04))
+        panel.set(title=f"{family} (seeds: {len(seeds)})", xlabel="generation", ylim=(0.92, 1.04))
     for row in panels:
         row[0].set_ylabel("validation E2E / the rule's")
     figure.savefig(PICTURE, dpi=110)
