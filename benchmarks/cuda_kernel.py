@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from mmsched_env.config import EnvConfig
 from mmsched_env.core import Simulation
+from mmsched_env.errors import ConfigError
 from mmsched_env.observation import BLOCKS
 from mmsched_env.sim import jit
 
@@ -182,9 +183,13 @@ def measure(config: EnvConfig, rounds: int) -> dict[str, float]:
 
     Raises
     ------
-    CudaSupportError
+    ConfigError
         There is no GPU that Numba can use.
     """
+    if not cuda.is_available():
+        raise ConfigError(
+            "part 'gpu': Numba finds no NVIDIA GPU here; accepted: a machine with one, its driver, and `pip install numba-cuda[cu13]`"
+        )
     kernel, source = make_play(), beginnings(config)
     begun = time.perf_counter()
     DeviceBatch(source, STARTS).play(kernel, 1)

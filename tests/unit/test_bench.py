@@ -96,3 +96,12 @@ def test_the_attention_network_sees_what_is_there_and_nothing_else() -> None:
     assert torch.equal(model.policy.extract_features(observation), before)
     observation["queue"][0, slot, 0] = 1.0
     assert not torch.equal(model.policy.extract_features(observation), before)
+
+
+def test_the_gpu_part_says_that_it_needs_a_gpu() -> None:
+    from numba import cuda
+
+    if cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ConfigError, match="NVIDIA GPU"):
+        measure("gpu", EnvConfig(), 1)
