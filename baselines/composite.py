@@ -325,8 +325,8 @@ class Composite(RulePolicy):
         As for `Mect`.
     admission
         A request that its model's instance has no memory for is let in by OFFLOAD only when its wait has cost this many times what
-        those served there will lose by it; large: never. (Of what is still to wait nothing is known but that it has waited so
-        long: as for skis, buying when the rent has reached the price costs at most twice the best.)
+        those served there will lose by it, as far as can be told; large: never. (What it has waited stands for what it would
+        still wait, of which nothing is known: as one buys skis when the rent has reached the price.)
     weights
         Learned weights by name (adjust.py); those not named are 0.
 

@@ -83,7 +83,7 @@ def make_play() -> Any:
 
 @dataclass
 class DeviceBatch:
-    """N environments in the memory of the device, in the middle of the beginnings of a simulation's episodes."""
+    """N environments in the memory of the device, each at the beginning of one of a simulation's episodes."""
 
     simulation: Simulation
     num_envs: int

@@ -13,7 +13,7 @@ MOST_MEMCPY = 30.0
 LEAST_BATCHING = 5.0
 """batch 256 over the single environment through Gymnasium"""
 MOST_KIB = 68.0
-"""an environment with its trace: 66.0 at the default size (docs/speed.md; the aim is 64)"""
+"""an environment with its trace: 63.0 at the default size (docs/speed.md; the aim is 64)"""
 
 
 def measure(config: EnvConfig, rounds: int = 3, steps: int = 20_000) -> dict[str, float]:

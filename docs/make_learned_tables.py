@@ -1,7 +1,7 @@
-"""Writes a table of benchmarks/learned.md, between its marks, from runs of `mmsched evaluate`: one policy against the best tuned rule.
+"""Prints a table for benchmarks/learned.md from runs of `mmsched evaluate`: one policy against the best tuned rule.
 
-``python docs/make_learned_tables.py MARK POLICY RUN ...``; MARK is the name between the marks, POLICY the beginning of the policy's
-label in the runs (``learned``, ``planner,base=``).
+``python docs/make_learned_tables.py POLICY RUN ...``; POLICY is the beginning of the policy's label in the runs (``learned``,
+``planner,base=``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from mmsched_env.evaluation.leaderboard import BEST, KEY, Row, read_summary, rows_of
 
-PAGE = Path(__file__).parent.parent / "benchmarks" / "learned.md"
 HEAD = "scenario | traces | best tuned rule | composite | policy | % | difference, s | better on | SLO, rule | SLO, policy | ms"
 
 
@@ -106,14 +105,9 @@ def _worse(difference: Any) -> bool:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write the page."""
-    mark, policy, *folders = arguments
-    text = PAGE.read_text()
-    begin, end = f"<!-- {mark} -->\n", f"<!-- end of {mark} -->\n"
-    before, rest = text.split(begin)
-    written = table(lines_of([read_summary(Path(folder)) for folder in folders], policy))
-    PAGE.write_text(before + begin + written + end + rest.split(end)[1])
-    print(written)
+    """Print the table."""
+    policy, *folders = arguments
+    print(table(lines_of([read_summary(Path(folder)) for folder in folders], policy)))
 
 
 if __name__ == "__main__":
