@@ -6,7 +6,7 @@ where a load that puts out models in use is charged for bringing them back, one 
 place beside others for slowing them. One that has waited `max_wait_s` goes first
 and reserves its GPU. One that would have to wait may displace running work that loses `factor` times less, and an instance is
 put out for those it slows on its GPU if they gain `relief` times what it loses.
-OFFLOAD lets in what an instance has no memory for, and gives layers back where that pays. Learned weights may correct each step
+OFFLOAD lets in what an instance has no memory for; others wait for the layers to come back, or have it put out. Learned weights may correct each step
 of this reckoning (adjust.py); there are none by default.
 
 The defaults are near the best of about 100 random settings on 4 to 8 traces of ten scenarios, split=train, on an earlier state of the rules.
@@ -33,7 +33,7 @@ from .adjust import (
     weights_record,
 )
 from .base import RulePolicy, eviction_code, level_code
-from .displace import displace_instance, displace_request
+from .displace import displace_for_layers, displace_instance, displace_request
 from .parts import (
     INSTANCE,
     WAIT,
@@ -48,7 +48,7 @@ from .parts import (
     victim_on,
 )
 from .placement import completion_seconds, first_step, goes_past, is_ready, seconds_to_drain, too_small
-from .resize import admit_by_resize, worthwhile_resize
+from .resize import admit_by_resize, more_layers_first, worthwhile_resize
 from .rules import rule
 from .suspend import worthwhile_relief, worthwhile_restart
 from .view import dispatch_index, part, preempt_index
@@ -65,6 +65,7 @@ class CompositeKnobs(NamedTuple):
     loading: float
     resize_gain: float
     admission: float
+    regain: float
     level: float
     eviction: float
     weights: Any
@@ -280,6 +281,14 @@ def composite(view, knobs):  # type: ignore[no-untyped-def]
             continue
         if not joins_now(view, q, g, k, knobs):
             continue
+        instead = more_layers_first(view, q, g, k, knobs.regain)
+        if instead == WAIT:
+            factor = knobs.factor * preempt_factor(view, q, knobs.weights)
+            instead = displace_for_layers(view, q, g, factor, knobs.patience, knobs.weights)
+        if instead > WAIT:
+            return instead
+        if instead == WAIT:
+            continue
         action = step_towards(view, q, g, k, knobs)
         if action == WAIT and view.mask[dispatch_index(view, q, g, k)] == 0:
             factor = knobs.factor * preempt_factor(view, q, knobs.weights)
@@ -324,9 +333,12 @@ class Composite(RulePolicy):
     resize_gain, level, eviction
         As for `Mect`.
     admission
-        A request that its model's instance has no memory for is let in by OFFLOAD only when its wait has cost this many times what
-        those served there will lose by it, as far as can be told; large: never. (What it has waited stands for what it would
-        still wait, of which nothing is known: as one buys skis when the rent has reached the price.)
+        A request that its model's instance has no memory for is let in by OFFLOAD once its wait has cost this many times what
+        those there and those waiting lose by it: at once if there are none. (What it has waited stands for what it would still wait, of
+        which nothing is known: as one buys skis when the rent has reached the price.)
+    regain
+        A request joins an instance that could have more layers on the GPU only if its service there takes less than this many
+        times what it takes to wait for them and be served then; large: always.
     weights
         Learned weights by name (adjust.py); those not named are 0.
 
@@ -349,7 +361,8 @@ class Composite(RulePolicy):
         harm: float = 0.5,
         loading: float = 0.5,
         resize_gain: float = 4.0,
-        admission: float = 0.0,
+        admission: float = 4.0,
+        regain: float = 0.1,
         level: str = "whole",
         eviction: str = "gdsf",
         weights: Mapping[str, Any] = MappingProxyType({}),
@@ -365,6 +378,7 @@ class Composite(RulePolicy):
             loading,
             resize_gain,
             admission,
+            regain,
         )
         codes = level_code(level), eviction_code(eviction)
         self.knobs = CompositeKnobs._make([*map(float, numbers), *codes, records(weights_record(weights))])

@@ -112,15 +112,20 @@ def victim_on(view, g, spare, eviction):  # type: ignore[no-untyped-def]
 
 PATIENCE = 2.0
 """times the seconds of bringing an instance back that it is left to run"""
+HURRIED = 10.0
+"""times in a row that a model may be put out sooner than brought back"""
 
 
 @part
 def has_run(view, i, patience=PATIENCE):  # type: ignore[no-untyped-def]
     """Has instance i had its requests for `patience` times the seconds that bringing it back takes?
 
-    Else none is taken off, or two requests that each come first by some rule could put each other out for ever.
+    Else none is taken off, or two requests that each come first by some rule could put each other out for ever. A rule of
+    little patience is held to a patience of 1, loading not counted, where a model has been put out `HURRIED` times in a row before that.
     """
     row = view.instances[i]
+    if view.memory.run[i] == 1 and view.memory.hurried[int(row.model)] >= HURRIED:
+        return False
     return view.whole[0].time_s - view.memory.used_s[i] >= patience * (row.unload_s + row.reload_s)
 
 

@@ -1,4 +1,4 @@
-"""OFFLOAD where it pays: to let a request in, and to give layers back to the GPU."""
+"""OFFLOAD where it pays: to let a request in, and to give layers back to the GPU, before others are served or for those there."""
 
 from __future__ import annotations
 
@@ -8,27 +8,29 @@ from .parts import (
     WAIT,
     deepest_level,
     instance_of,
-    remaining_tokens,
     room_when_idle_leave,
+    room_when_left,
     service_seconds,
     slots_per_gpu,
     victim_on,
 )
 from .view import offload_index, part, preempt_index
 
+NOW = -1
+"""no action and no WAIT: the request is to be served"""
+
 
 @part
 def admission_cost(view, q, i, k):  # type: ignore[no-untyped-def]
-    """Weighted seconds that others lose while instance i is at level k for the request of slot q: those on it and those that
-    wait for it, by two changes of level and the slower pace; and those that will have come, taken to be as long as it is."""
+    """Weighted seconds that those on instance i and those that wait for it lose while it is at level k for the request of slot q:
+    two changes of level and the slower pace. Who comes later is not counted: they would come then, too, if it waited."""
     row = view.instances[i]
     pair = view.pairs[q, i // slots_per_gpu(view)]
     model = view.models[int(row.model)]
     stay = service_seconds(view, q, i // slots_per_gpu(view), k)
     slower = max(0.0, 1.0 - pair.token_s[int(row.level)] / pair.token_s[k])
     others = max(0.0, row.weight_seated + model.queued_weight - view.queue[q].weight)
-    to_come = model.arrivals_per_s * stay * remaining_tokens(view.queue[q]) * pair.token_s[k]
-    return others * (2.0 * row.resize_s[k] + slower * stay) + slower * to_come
+    return others * (2.0 * row.resize_s[k] + slower * stay)
 
 
 @part
@@ -58,6 +60,40 @@ def keeps_out(view, i, k):  # type: ignore[no-untyped-def]
             if fits[int(row.level)] > 0.0 and fits[k] == 0.0:
                 return True
     return False
+
+
+@part
+def more_layers_first(view, q, g, k, regain):  # type: ignore[no-untyped-def]
+    """What to do rather than serve the request of slot q now at level k of its model's instance on GPU g, if that takes more than
+    `regain` times what having more layers on the GPU first takes; NOW: serve it.
+
+    The OFFLOAD that brings them; or WAIT, until those are done who need the memory. A request that makes the instance slow for
+    longer has to answer for those that wait too.
+    """
+    i = instance_of(view, view.queue[q].model, g)
+    if i < 0 or view.instances[i].ready == 0.0 or view.instances[i].draining > 0.0:
+        return NOW
+    row = view.instances[i]
+    now_s = service_seconds(view, q, g, k)
+    others = max(0.0, view.models[int(row.model)].queued_weight / view.queue[q].weight - 1.0)
+    least = (now_s + others * max(0.0, now_s - row.drain_s)) / regain
+    best = NOW
+    room, _ = room_when_left(view, g)
+    for more in range(k + 1, row.level_gb.shape[0]):
+        if view.pairs[q, g].fits[more] == 0.0 or row.level_gb[more] == 0.0:
+            continue
+        seconds = row.resize_s[more] + service_seconds(view, q, g, more)
+        action = offload_index(view, i, more)
+        once_empty = row.num_seated > 0.0 and view.pairs[q, g].gpu_need_gb[more] <= room + row.gpu_gb + row.kv_gb
+        if keeps_out(view, i, more) or (view.mask[action] == 0 and once_empty):
+            action = WAIT
+            seconds += row.drain_s
+        elif view.mask[action] == 0:
+            continue
+        if seconds < least:
+            least = seconds
+            best = action
+    return best
 
 
 @part

@@ -74,7 +74,7 @@ def kinds_used(policy: Policy, config: EnvConfig, seed: int) -> set[Kind]:
 
 @pytest.mark.parametrize(
     ("policy", "never"),
-    [("mect", {"admit_after_s": 1e9}), ("composite", {"admission": 1e9})],
+    [("mect", {"admit_after_s": 1e9}), ("composite", {"admission": float("inf")})],
 )
 def test_offloads_to_let_a_long_prompt_in(policy: str, never: dict[str, float]) -> None:
     config = short(

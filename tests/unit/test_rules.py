@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mmsched_env.action import Kind
+from mmsched_env.baselines.parts import HURRIED
 from mmsched_env.config import ConfigError, EnvConfig, env_config
 from mmsched_env.core import Simulation
 from mmsched_env.evaluation.policies import make_policy
@@ -215,6 +216,36 @@ def test_relief_puts_out_what_slows_others_for_long() -> None:
 
     assert preemptions(1.0) == [1, 0, 0, 0]
     assert not any(preemptions(1e9))
+
+
+LONG_PROMPT = [
+    {"at": 0.0, "model": LARGE, "output": 50},
+    {"at": 30.0, "model": LARGE, "prompt_tokens": 23000, "output": 300},
+    *[{"at": at, "model": LARGE, "output": 300} for at in (50.0, 80.0, 81.0)],
+]
+"""the second needs the memory of layers that then are on the CPU; the others come while it is served"""
+
+
+def test_regain_waits_for_the_layers_that_a_long_prompt_has_put_on_the_cpu() -> None:
+    env, trace = config((LARGE,)), requests((LARGE,), LONG_PROMPT)
+    waits, joins = (play({"name": "composite", "regain": r, "factor": 1e9}, env, trace)[0] for r in (0.1, 1e9))
+    assert (joins["dispatch_s"][2:] < joins["finish_s"][1]).all()
+    assert (waits["dispatch_s"][2:] > waits["finish_s"][1]).all()
+    assert (waits["finish_s"] < joins["finish_s"])[1:].all()
+
+
+def test_a_long_prompt_that_many_wait_for_is_put_out() -> None:
+    env, trace = config((LARGE,)), requests((LARGE,), LONG_PROMPT)
+    never, soon = (play({"name": "composite", "factor": factor}, env, trace)[0] for factor in (1e9, 0.5))
+    assert not never["num_preemptions"].any()
+    assert np.flatnonzero(soon["num_preemptions"]).tolist() == [1]
+    assert (soon["finish_s"] < never["finish_s"])[2:].all()
+
+
+def test_without_patience_two_models_do_not_put_each_other_out_for_ever() -> None:
+    rows = [{"at": 0.0, "model": MIDDLE, "output": 150}, {"at": 0.1, "model": LARGE, "output": 150}]
+    impatient = {"name": "composite", "factor": 1.0, "patience": 0.0, "relief": 1e9, "weights": {"victim_wait": 6.0}}
+    assert play(impatient, config(PAIR), requests(PAIR, rows))[2].state["num_loads"][0] > HURRIED
 
 
 def test_cmu_hysteresis_keeps_the_loaded_model() -> None:
