@@ -76,7 +76,7 @@ def more_layers_first(view, q, g, k, regain):  # type: ignore[no-untyped-def]
     row = view.instances[i]
     now_s = service_seconds(view, q, g, k)
     others = max(0.0, view.models[int(row.model)].queued_weight / view.queue[q].weight - 1.0)
-    least = (now_s + others * max(0.0, now_s - row.drain_s)) / regain
+    least = now_s + others * max(0.0, now_s - row.drain_s)
     best = NOW
     room, _ = room_when_left(view, g)
     for more in range(k + 1, row.level_gb.shape[0]):
@@ -90,8 +90,8 @@ def more_layers_first(view, q, g, k, regain):  # type: ignore[no-untyped-def]
             seconds += row.drain_s
         elif view.mask[action] == 0:
             continue
-        if seconds < least:
-            least = seconds
+        if regain * seconds < least:
+            least = regain * seconds
             best = action
     return best
 
