@@ -281,10 +281,10 @@ def composite(view, knobs):  # type: ignore[no-untyped-def]
             continue
         if not joins_now(view, q, g, k, knobs):
             continue
-        instead = more_layers_first(view, q, g, k, knobs.regain)
+        instead, more = more_layers_first(view, q, g, k, knobs.regain)
         if instead == WAIT:
             factor = knobs.factor * preempt_factor(view, q, knobs.weights)
-            instead = displace_for_layers(view, q, g, factor, knobs.patience, knobs.weights)
+            instead = displace_for_layers(view, q, g, more, factor, knobs.patience, knobs.weights)
         if instead > WAIT:
             return instead
         if instead == WAIT:

@@ -70,9 +70,9 @@ def displace_instance(view, q, g, k, wait_s, factor, patience, weights):  # type
 
 
 @part
-def displace_for_layers(view, q, g, factor, patience, weights):  # type: ignore[no-untyped-def]
+def displace_for_layers(view, q, g, k, factor, patience, weights):  # type: ignore[no-untyped-def]
     """Preempt the instance of the model of slot q on GPU g, whose requests keep layers off the GPU, for those that wait for
-    them to come back; WAIT: not worth it.
+    level k to come back; WAIT: not worth it.
 
     `patience`: see `has_run`; `weights`: see adjust.py.
     """
@@ -84,6 +84,6 @@ def displace_for_layers(view, q, g, factor, patience, weights):  # type: ignore[
     again_s = row.unload_s + row.reload_s
     model = view.models[int(row.model)]
     gain = model.queued_weight * (row.drain_s - again_s)
-    others_s = model.queued * service_seconds(view, q, g, row.level_step_s.shape[0] - 1)
+    others_s = model.queued * service_seconds(view, q, g, k)
     loss = row.weight_seated * (2.0 * again_s + others_s)
     return preempt_index(view, i, INSTANCE) if gain > factor * victim_factor(view, i, weights) * loss else WAIT

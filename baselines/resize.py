@@ -65,19 +65,20 @@ def keeps_out(view, i, k):  # type: ignore[no-untyped-def]
 @part
 def more_layers_first(view, q, g, k, regain):  # type: ignore[no-untyped-def]
     """What to do rather than serve the request of slot q now at level k of its model's instance on GPU g, if that takes more than
-    `regain` times what having more layers on the GPU first takes; NOW: serve it.
+    `regain` times what having more layers on the GPU first takes, and the level with them; NOW: serve it.
 
     The OFFLOAD that brings them; or WAIT, until those are done who need the memory. A request that makes the instance slow for
     longer has to answer for those that wait too.
     """
     i = instance_of(view, view.queue[q].model, g)
     if i < 0 or view.instances[i].ready == 0.0 or view.instances[i].draining > 0.0:
-        return NOW
+        return (NOW, k)
     row = view.instances[i]
     now_s = service_seconds(view, q, g, k)
     others = max(0.0, view.models[int(row.model)].queued_weight / view.queue[q].weight - 1.0)
     least = now_s + others * max(0.0, now_s - row.drain_s)
     best = NOW
+    best_k = k
     room, _ = room_when_left(view, g)
     for more in range(k + 1, row.level_gb.shape[0]):
         if view.pairs[q, g].fits[more] == 0.0 or row.level_gb[more] == 0.0:
@@ -93,7 +94,8 @@ def more_layers_first(view, q, g, k, regain):  # type: ignore[no-untyped-def]
         if regain * seconds < least:
             least = regain * seconds
             best = action
-    return best
+            best_k = more
+    return (best, best_k)
 
 
 @part
