@@ -17,7 +17,7 @@ from .costmodel.tables import CostTables, build_tables
 from .errors import ConfigError
 from .observation import BLOCKS, ObservationBuffer
 from .sim.events import EVENT
-from .sim.jit import by_address, records
+from .sim.jit import as_bytes, by_address, copy_records, records
 from .sim.kernel.checks import BROKEN, check_batch
 from .sim.kernel.step import OUTCOME, present_batch, step_batch
 from .sim.memory_noise import footprint_noise
@@ -116,9 +116,9 @@ class Simulation:
         check_servable(trace, self.tables, self.config.cluster.kv_swap_fraction)
         rows = make_requests(trace, self.tables, self.dims, self.config.sim.ubatch_tokens)
         self._make_room(len(trace))
-        self.requests[env, : len(trace)] = rows
+        as_bytes(self.requests)[env, : len(trace)] = as_bytes(rows)
         self.traces[env] = trace
-        self.state[env : env + 1] = np.zeros(1, self.state.dtype)
+        as_bytes(self.state)[env] = np.void(self.state.itemsize)  # zeros
         self.state["num_requests"][env] = len(trace)
         self.state["logging"][env] = self.logging
         if self.config.sim.memory_noise > 0:
@@ -209,9 +209,9 @@ class Simulation:
         if trace is None:
             raise ConfigError("snapshot() before reset(); accepted: an environment with an episode under way")
         one = slice(env, env + 1)
-        requests, log = self.episode_requests(env).copy(), self.event_log(env).copy()
-        params = self._params(one).copy() if self._draws_costs else self.params
-        return Snapshot(self.state[one].copy(), requests, log, trace, params)
+        requests, log = copy_records(self.episode_requests(env)), copy_records(self.event_log(env))
+        params = copy_records(self._params(one)) if self._draws_costs else self.params
+        return Snapshot(copy_records(self.state[one]), requests, log, trace, params)
 
     def restore(self, snapshot: Snapshot, envs: slice = slice(None)) -> None:
         """Put a snapshot into some environments (by default all: a batch of branches) and write their observations.
@@ -220,11 +220,11 @@ class Simulation:
         """
         length = len(snapshot.requests)
         self._make_room(length)
-        self.state[envs] = snapshot.state
+        as_bytes(self.state)[envs] = as_bytes(snapshot.state)
         self.state["logging"][envs] = self.logging
-        self.requests[envs, :length] = snapshot.requests
+        as_bytes(self.requests)[envs, :length] = as_bytes(snapshot.requests)
         if self._draws_costs:
-            self.params[envs] = snapshot.params
+            as_bytes(self.params)[envs] = as_bytes(snapshot.params)
         for env in range(*envs.indices(self.num_envs)):
             self.traces[env] = snapshot.trace
         if self.logging:
@@ -272,7 +272,7 @@ class Simulation:
         if self.requests is None or self.requests.shape[1] < length:
             larger = zeros(REQUEST, self.dims, self.num_envs, length)
             if self.requests is not None:
-                larger[:, : self.requests.shape[1]] = self.requests
+                as_bytes(larger)[:, : self.requests.shape[1]] = as_bytes(self.requests)
             self.requests = larger
             self._calls.clear()
         self._make_log_room()

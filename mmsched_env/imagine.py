@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .core import Simulation, Snapshot
-from .sim.jit import records
+from .sim.jit import as_bytes, copy_records, records
 from .sim.kernel.progress import forget_plans
 from .sim.state import DONE, DROPPED, FUTURE
 
@@ -51,7 +51,7 @@ def imagined_worlds(
         Spread the length predictions are taken to have: standard deviation of the logarithm of their error.
     """
     seen = simulation.snapshot(env)
-    state, requests = seen.state.copy(), seen.requests.copy()
+    state, requests = copy_records(seen.state), copy_records(seen.requests)
     arrived = int(state["num_arrived"][0])
     tokens = np.zeros((1, len(requests)), np.int64)
     forget_plans(records(state), records(seen.params), records(requests[None]), tokens)
@@ -64,11 +64,12 @@ def imagined_worlds(
     rates = simulation.current.records["models"]["arrivals_per_s"][env]
     worlds = []
     for _ in range(count):
-        present = past.copy()
+        present = copy_records(past)
         lengths = _lengths(present["predicted_tokens"], least, present["max_tokens"], sigma, rng)
         present["output_tokens"] = np.where(going_on, lengths, present["output_tokens"])
         future = _arrivals(float(state["now"][0]), rates, past, horizon_s, sigma, rng)
-        worlds.append(_world(seen, state, np.concatenate([present, future])))
+        together = np.concatenate([as_bytes(present), as_bytes(future)]).view(seen.requests.dtype)
+        worlds.append(_world(seen, state, together))
     return worlds
 
 
@@ -79,15 +80,15 @@ def true_world(simulation: Simulation, horizon_s: float) -> Snapshot:
     until = float(seen.state["now"][0]) + horizon_s
     # the next arrival belongs to it however late, or waiting for it could be waiting for ever
     count = max(int(seen.state["num_arrived"][0]) + 1, int(np.searchsorted(seen.requests["arrival_s"], until, "right")))
-    requests = seen.requests[:count].copy()
+    requests = copy_records(seen.requests[:count])
     requests["predicted_tokens"] = requests["output_tokens"]
     for hidden in ("slo_ttft_s", "slo_e2e_s", "unloaded_s"):
         requests[f"predicted_{hidden}"] = requests[hidden]
-    return _world(seen, seen.state.copy(), requests)
+    return _world(seen, seen.state, requests)
 
 
 def _world(seen: Snapshot, state: NDArray[np.void], requests: NDArray[np.void]) -> Snapshot:
-    state = state.copy()
+    state = copy_records(state)
     state["num_requests"] = len(requests)
     return dataclasses.replace(seen, state=state, requests=requests, log=seen.log[:0])
 
