@@ -229,7 +229,7 @@ class Simulation:
             self.traces[env] = snapshot.trace
         if self.logging:
             self._make_log_room()
-            self.logs[envs, : len(snapshot.log)] = snapshot.log
+            as_bytes(self.logs)[envs, : len(snapshot.log)] = as_bytes(snapshot.log)
         state, params, requests, _, *buffers = self._arguments(envs)
         present_batch(state, params, requests, *buffers)
 
@@ -285,6 +285,6 @@ class Simulation:
         need = int(self.state["log_length"].max()) + 4 * self.requests.shape[1] + d.I * (2 * d.B + 12)
         if self.logs.shape[1] < need:
             larger = np.zeros((self.num_envs, 2 * need), EVENT).view(np.recarray)
-            larger[:, : self.logs.shape[1]] = self.logs
+            as_bytes(larger)[:, : self.logs.shape[1]] = as_bytes(self.logs)
             self.logs = larger
             self._calls.clear()

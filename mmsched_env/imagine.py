@@ -50,8 +50,8 @@ def imagined_worlds(
     sigma
         Spread the length predictions are taken to have: standard deviation of the logarithm of their error.
     """
-    seen = simulation.snapshot(env)
-    state, requests = copy_records(seen.state), copy_records(seen.requests)
+    seen = simulation.snapshot(env)  # copies: what follows does not change the simulation
+    state, requests = seen.state, seen.requests
     arrived = int(state["num_arrived"][0])
     tokens = np.zeros((1, len(requests)), np.int64)
     forget_plans(records(state), records(seen.params), records(requests[None]), tokens)
@@ -68,7 +68,7 @@ def imagined_worlds(
         lengths = _lengths(present["predicted_tokens"], least, present["max_tokens"], sigma, rng)
         present["output_tokens"] = np.where(going_on, lengths, present["output_tokens"])
         future = _arrivals(float(state["now"][0]), rates, past, horizon_s, sigma, rng)
-        together = np.concatenate([as_bytes(present), as_bytes(future)]).view(seen.requests.dtype)
+        together = np.concatenate([as_bytes(present), as_bytes(future)]).view(requests.dtype)
         worlds.append(_world(seen, state, together))
     return worlds
 
