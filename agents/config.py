@@ -132,7 +132,7 @@ class AgentConfig:
     """scorer (rates each action with shared weights) or mlp (one vector in, all logits out)"""
     advisers: tuple[str, ...] = ("composite",)
     """rules of conf/policy whose actions a scorer sees; a fresh one follows the first; none: it starts from the estimates"""
-    net_arch: tuple[int, ...] = (64,)
+    net_arch: tuple[int, ...] = (32,)
     """widths of the hidden layers; a scorer has one width"""
     imitation: ImitationConfig = field(default_factory=ImitationConfig)
     improvement: ImprovementConfig = field(default_factory=ImprovementConfig)
@@ -140,7 +140,7 @@ class AgentConfig:
     dqn: DqnConfig = field(default_factory=DqnConfig)
     learning_rate: float = 3e-4
     """at the start; falls linearly to a tenth of it"""
-    n_steps: int = 128
+    n_steps: int = 32
     """decisions per environment and update"""
     batch_size: int = 2048
     n_epochs: int = 3
@@ -209,7 +209,7 @@ class TrainConfig:
     seed: int = 0
     total_steps: int = 1_000_000
     """PPO's decisions over all environments, those before a resume included; 0: no PPO"""
-    num_envs: int = 64
+    num_envs: int = 256
     run_dir: str = "runs/train"
     """checkpoints and TensorBoard files go here"""
     start: str | None = None

@@ -21,6 +21,9 @@ from .base import RulePolicy
 from .parts import BELADY
 from .planner import Planner
 
+BETWEEN_TELLING = 8
+"""decisions of a rollout after which its rules are told anew when models are asked for next; telling takes ten times a decision"""
+
 
 class Clairvoyant(Planner):
     """Look-ahead with perfect information.
@@ -52,7 +55,7 @@ class Clairvoyant(Planner):
             sigma=0.0,
             max_rounds=max_rounds,
         )
-        self._stretch = 1
+        self._stretch = BETWEEN_TELLING
 
     def attach(self, simulation: Simulation) -> None:
         super().attach(simulation)

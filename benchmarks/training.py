@@ -23,8 +23,8 @@ from mmsched_env.sim.state import Dims
 
 from .attention import AttentionExtractor
 
-NUM_ENVS = 64
-ROLLOUT = 8192
+NUM_ENVS = TrainConfig().num_envs
+ROLLOUT = NUM_ENVS * AgentConfig().n_steps
 """frames of an update"""
 
 
