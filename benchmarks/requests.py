@@ -1,7 +1,7 @@
 """Simulated requests per second: rules deciding in compiled code, at light load, 80 % and overload.
 
 The comparable workload is Vidur's: one model on one GPU, prompts of 512 and outputs of 128 tokens in the mean, Poisson
-arrivals. Load is the arrival rate over the rate at which the same GPU works off requests that are all there at once.
+arrivals; nothing to decide but when a request goes in, and no more seen than FCFS looks at. Load is the arrival rate over the rate at which the same GPU works off requests that are all there at once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import cast
 
 import numpy as np
 
-from mmsched_env.config import ClusterConfig, EnvConfig, LimitsConfig, ModelsConfig
+from mmsched_env.config import ClusterConfig, EnvConfig, LimitsConfig, ModelsConfig, SimConfig
 from mmsched_env.core import Simulation
 from mmsched_env.evaluation.policies import make_policy
 from mmsched_env.evaluation.rollout import run_episode
@@ -28,10 +28,11 @@ RULES = ("fcfs", "mect", "composite")
 
 
 def one_model() -> EnvConfig:
-    """One GPU with one model that stays loaded, padded to no more than that."""
+    """One GPU with one model that stays loaded, padded to no more than that and the head of the queue."""
     cluster = ClusterConfig(("rtx-a6000-48gb",), ("threadripper-pro-5995wx",), (0,))
-    limits = LimitsConfig(gpus=1, hosts=1, models=1, slots=1)
-    return EnvConfig(cluster=cluster, models=ModelsConfig(("llama-3-8b-q4_k_m",)), limits=limits)
+    limits = LimitsConfig(queue=1, gpus=1, hosts=1, models=1, slots=1)
+    dispatch_only = SimConfig(allow_preempt=False, allow_offload=False)
+    return EnvConfig(cluster=cluster, models=ModelsConfig(("llama-3-8b-q4_k_m",)), limits=limits, sim=dispatch_only)
 
 
 def poisson_trace(rate_per_s: float, count: int, seed: int = 0) -> RequestTrace:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
 import pytest
 
 from mmsched_env.benchmarks.__main__ import PARTS, measure
 from mmsched_env.benchmarks.environment import RandomActions, kernel_task, on_gpus
 from mmsched_env.benchmarks.machine import machine
+from mmsched_env.benchmarks.requests import one_model, poisson_trace
 from mmsched_env.benchmarks.timing import Rate, Stopwatch, rates
-from mmsched_env.config import EnvConfig
+from mmsched_env.config import EnvConfig, SimConfig
 from mmsched_env.core import Simulation
 from mmsched_env.errors import ConfigError
+from mmsched_env.evaluation.policies import make_policy
+from mmsched_env.evaluation.rollout import run_episode
 
 
 def test_ratios_hold() -> None:
@@ -50,6 +56,16 @@ def test_random_actions_are_legal() -> None:
         actions = random.draw(mask)
         assert mask[[0, 1], actions].all()
         assert not simulation.step(actions)["illegal"].any()
+
+
+def test_fcfs_serves_the_compared_workload_the_same_with_all_to_decide_and_to_see() -> None:
+    single = one_model()
+    full = dataclasses.replace(single, sim=SimConfig(), limits=dataclasses.replace(single.limits, queue=16))
+    trace = poisson_trace(4.0, 300)  # above what the GPU serves: requests wait and are put together
+    short, long = (run_episode(Simulation(config, 1), make_policy("fcfs")[1], trace, 0) for config in (single, full))
+    assert long.rows["queue_s"].max() > 1.0
+    for column in ("queue_s", "ttft_s", "e2e_s"):
+        np.testing.assert_array_equal(short.rows[column], long.rows[column])
 
 
 def test_more_gpus_of_the_same_kinds() -> None:
