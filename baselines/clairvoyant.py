@@ -22,7 +22,7 @@ from .parts import BELADY
 from .planner import Planner
 
 BETWEEN_TELLING = 8
-"""decisions of a rollout after which its rules are told anew when models are asked for next; telling takes ten times a decision"""
+"""decisions of a rollout after which its rules are told anew when models are asked for next (docs/baselines.md)"""
 
 
 class Clairvoyant(Planner):

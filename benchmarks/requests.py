@@ -1,7 +1,8 @@
 """Simulated requests per second: rules deciding in compiled code, at light load, 80 % and overload.
 
 The comparable workload is Vidur's: one model on one GPU, prompts of 512 and outputs of 128 tokens in the mean, Poisson
-arrivals; nothing to decide but when a request goes in, and no more seen than FCFS looks at. Load is the arrival rate over the rate at which the same GPU works off requests that are all there at once.
+arrivals; nothing to decide but when a request goes in, and no more seen than FCFS looks at. Load is the arrival rate over
+the rate at which the same GPU works off requests that are all there at once.
 """
 
 from __future__ import annotations

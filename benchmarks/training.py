@@ -1,8 +1,10 @@
 """Training frames per second: our settings, SB3's defaults, and where the time goes.
 
 `sb3 default` is `MaskablePPO` with sb3-contrib's own values (batch 64, 10 epochs, its flat MLP) over our environments.
-`sb3 tuned` is the fastest setting found without code of ours in the learner: large batches, few epochs, one thread.
-`attention` is the usual network (attention.py) at our batch size and epochs. `ours` is `mmsched train`'s default policy and settings. All on the same number of environments and rollout size.
+`sb3 tuned` is the fastest setting found without code of ours in the learner: large batches, few epochs, one thread; `sb3 narrow` has
+one layer as wide as our scorer instead of SB3's own network. `attention` is the usual network (attention.py) at our
+batch size and epochs. `ours` is `mmsched train`'s default policy and settings. All on the same number of environments
+and rollout size.
 """
 
 from __future__ import annotations
@@ -116,11 +118,14 @@ def measure(config: EnvConfig, updates: int = 2) -> dict[str, float]:
     makers: dict[str, Callable[[], tuple[MaskablePPO, ServingSB3VecEnv]]] = {
         "ours": lambda: ours(config),
         "sb3 tuned": lambda: default_sb3(config, batch_size=2048, n_epochs=3),
+        "sb3 narrow": lambda: default_sb3(
+            config, batch_size=2048, n_epochs=3, policy_kwargs={"net_arch": list(AgentConfig().net_arch)}
+        ),
         "sb3 default": lambda: default_sb3(config),
         "attention": lambda: attention(config),
     }
     out = {f"{name}: {key}": value for name, make in makers.items() for key, value in timed(*make(), updates).items()}
-    for other in ("sb3 tuned", "sb3 default", "attention"):
+    for other in ("sb3 tuned", "sb3 narrow", "sb3 default", "attention"):
         ratio = out["ours: frames/s of processor time"] / out[f"{other}: frames/s of processor time"]
         out[f"ours over {other}"] = ratio
     return out
