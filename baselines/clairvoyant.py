@@ -42,7 +42,7 @@ class Clairvoyant(Planner):
         base_settings: Mapping[str, Any] = MappingProxyType({}),
         horizon_s: float = 60.0,
         width: int = 24,
-        max_rounds: int = 1000,
+        max_rounds: int = 20_000,
     ) -> None:
         super().__init__(
             base,

@@ -70,7 +70,7 @@ class Planner:
     sigma
         Spread the length predictions are taken to have (assumed; the default of `workload.prediction`).
     max_rounds
-        Decisions of a rollout at most.
+        Decisions of a rollout at most: a world in which one has not ended by then says nothing.
 
     Raises
     ------
@@ -91,7 +91,7 @@ class Planner:
         width: int = 12,
         caution: float = 2.0,
         sigma: float = 0.5,
-        max_rounds: int = 1000,
+        max_rounds: int = 20_000,
     ) -> None:
         if base not in RULES and not base.endswith(".json"):
             raise unknown_name("base rule", base, [*RULES, "a .json written by `mmsched evolve`"])
@@ -164,12 +164,13 @@ class Planner:
             gains = np.concatenate([gains[:, racing], more])
 
     def _gains(self, candidates: list[int], worlds: list[Snapshot]) -> NDArray[np.float64]:
-        """[W, C] reward of each candidate over the first's, in each world."""
+        """[W, C] reward of each candidate over the first's, in each world; 0 in one in which not all came to the end."""
         count = len(candidates)
         for w, world in enumerate(worlds):
             self._branches.restore(world, slice(w * count, (w + 1) * count))
         rewards = self._roll(np.tile(candidates, len(worlds))).reshape(len(worlds), count)
-        return rewards - rewards[:, :1]
+        ended = np.isfinite(rewards).all(axis=1, keepdims=True)
+        return np.where(ended, rewards - rewards[:, :1], 0.0)
 
     def _proposal(self, rule: RulePolicy) -> int:
         """What the rule would do now."""
@@ -198,7 +199,8 @@ class Planner:
         return [index for index in dict.fromkeys(ordered) if index in allowed][: self.width]
 
     def _roll(self, first: NDArray[np.int64]) -> NDArray[np.float64]:
-        """[N] rewards of taking `first` and letting the base rule decide from then on."""
+        """[N] rewards of taking `first` and letting the base rule decide from then on; NaN of a rollout that was cut:
+        what it had not yet paid for would look like a gain."""
         branches, count, base = self._branches, len(first), self._rules[0]
         actions = np.zeros(branches.num_envs, np.int64)
         actions[:count] = first
@@ -210,7 +212,8 @@ class Planner:
                 break
             self._tell(memory, count)
             base.play_batch(branches, memory, self._stretch, rewards)
-        return rewards
+        outcomes = branches.outcomes[:count]
+        return np.where(outcomes["terminated"] | outcomes["truncated"], rewards, np.nan)
 
 
 def _mean_and_error(gains: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

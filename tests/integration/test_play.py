@@ -76,7 +76,7 @@ def test_rollouts_in_compiled_code_are_those_of_one_decision_at_a_time() -> None
 
     chosen = []
     for stretch in (1, 999):
-        simulation, planner = Simulation(CONFIG, 1), Planner(samples=2, width=4, max_rounds=60)
+        simulation, planner = Simulation(CONFIG, 1), Planner(samples=2, width=4)
         planner._stretch = stretch
         planner.reset(simulation.layout, 0)
         simulation.reset(0, CONFIG.workload.sample(3, CONFIG.models.names))

@@ -146,6 +146,15 @@ def test_where_nothing_is_better_the_base_rule_decides_or_the_policy_that_leads(
     assert [action for _, action in played(led, trace)] == alone["least_loaded"]
 
 
+def test_a_world_in_which_a_rollout_is_cut_says_nothing() -> None:
+    """What a cut rollout has not paid for yet would look like a gain of whatever makes decisions more frequent."""
+    trace = trace_of(25)
+    alone = [action for _, action in played(make_policy("composite")[1], trace)]
+    assert [action for _, action in played(make_policy({"name": "planner", "caution": 0.0})[1], trace)] != alone
+    cut = {"name": "planner", "caution": 0.0, "max_rounds": 1}
+    assert [action for _, action in played(make_policy(cut)[1], trace)] == alone
+
+
 def raced(monkeypatch: pytest.MonkeyPatch, gain_of: dict[int, float], **settings: int) -> tuple[int, list[list[int]]]:
     """Who wins, and who was in the race at each look, where candidate `c` gains `gain_of[c]` and a noise of 0.1."""
     planner, looks = Planner(**settings), []
