@@ -62,7 +62,9 @@ class Planner:
     batch
         Imagined worlds between two looks at who is still in the race.
     horizon_s
-        Seconds of arrivals in them.
+        Seconds of arrivals in them, at most.
+    arrivals
+        Arrivals in them, at most in the mean: the more there are, the less one decision is beside what chance does later.
     width
         Candidates at most.
     caution
@@ -75,7 +77,7 @@ class Planner:
     Raises
     ------
     ConfigError
-        An unknown base rule, a number of worlds, candidates or decisions below one, or a checkpoint that cannot be used.
+        An unknown base rule, a number of worlds, arrivals, candidates or decisions below one, or a checkpoint that cannot be used.
     """
 
     is_bound = False
@@ -88,6 +90,7 @@ class Planner:
         samples: int = 32,
         batch: int = 4,
         horizon_s: float = 60.0,
+        arrivals: float = 40.0,
         width: int = 12,
         caution: float = 2.0,
         sigma: float = 0.5,
@@ -95,13 +98,21 @@ class Planner:
     ) -> None:
         if base not in RULES and not base.endswith(".json"):
             raise unknown_name("base rule", base, [*RULES, "a .json written by `mmsched evolve`"])
-        for name, number in {"samples": samples, "batch": batch, "width": width, "max_rounds": max_rounds}.items():
-            if number < 1:
+        least_one = {
+            "samples": samples,
+            "batch": batch,
+            "arrivals": arrivals,
+            "width": width,
+            "max_rounds": max_rounds,
+        }
+        for name, number in least_one.items():
+            if not number >= 1:  # nor NaN
                 raise ConfigError(f"planner: {name} is {number}; accepted: at least 1")
         self.base_settings = dict(base_settings)
         self._lead = _leading(lead) if lead else None
         self.base, self.samples, self.batch, self.width = base, int(samples), int(batch), int(width)
-        self.horizon_s, self.caution, self.sigma = float(horizon_s), float(caution), float(sigma)
+        self.horizon_s, self.arrivals = float(horizon_s), float(arrivals)
+        self.caution, self.sigma = float(caution), float(sigma)
         self.max_rounds = int(max_rounds)
         self._stretch = max(1, self.max_rounds - 1)
         """decisions in compiled code between two calls of `_tell`"""
@@ -125,7 +136,9 @@ class Planner:
         self._branches = Simulation(simulation.config, self.width * min(self.batch, self.samples))
 
     def _worlds(self, simulation: Simulation, count: int) -> list[Snapshot]:
-        return imagined_worlds(simulation, count, self.horizon_s, self.sigma, self._rng)
+        rate = float(simulation.current.records["models"]["arrivals_per_s"][0].sum())
+        horizon_s = min(self.horizon_s, self.arrivals / max(rate, 1e-9))
+        return imagined_worlds(simulation, count, horizon_s, self.sigma, self._rng)
 
     def act(self, observation: Mapping[str, NDArray[Any]], mask: NDArray[Any]) -> int:
         """The candidate of the least expected flow time.

@@ -108,6 +108,20 @@ def test_imagined_worlds_look_like_the_real_one_and_can_go_on() -> None:
         assert (alone.episode_requests(0)["finish_s"] >= 0).all()
 
 
+def test_the_more_arrive_the_less_far_the_planner_looks() -> None:
+    simulation = half_way(22)
+    now = float(simulation.state["now"][0])
+
+    def latest_s(**settings: float) -> float:
+        planner = Planner(**settings)
+        planner.reset(simulation.layout, 0)
+        return max(float(world.requests["arrival_s"].max()) - now for world in planner._worlds(simulation, 200))
+
+    rate = float(simulation.current.records["models"]["arrivals_per_s"][0].sum())
+    assert 0.8 < latest_s(arrivals=2.0) / (2.0 / rate) <= 1.0
+    assert 0.8 < latest_s(arrivals=2.0, horizon_s=1.0 / rate) / (1.0 / rate) <= 1.0, "the shorter of the two"
+
+
 def test_the_true_world_is_true() -> None:
     simulation = half_way(23)
     world = true_world(simulation, 1e9)
@@ -206,6 +220,6 @@ def test_a_planner_needs_its_simulation_and_a_base_rule() -> None:
         planner.act(observation, simulation.current.mask[0])
     with pytest.raises(ConfigError, match=r"unknown base rule 'met' \(did you mean 'mect'"):
         make_policy({"name": "planner", "base": "met"})
-    for name in ("samples", "batch", "width", "max_rounds"):
+    for name in ("samples", "batch", "arrivals", "width", "max_rounds"):
         with pytest.raises(ConfigError, match=f"^planner: {name} is 0; accepted: at least 1$"):
             make_policy({"name": "planner", name: 0})
