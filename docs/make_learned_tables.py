@@ -1,7 +1,7 @@
 """Prints a table for benchmarks/learned.md from runs of `mmsched evaluate`: one policy against the best tuned rule.
 
 ``python docs/make_learned_tables.py POLICY RUN ...``; POLICY is the beginning of the policy's label in the runs (``learned``,
-``planner,base=``).
+``planner``), the longest of several.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import bootstrap
 
 from mmsched_env.evaluation.leaderboard import BEST, KEY, Row, read_summary, rows_of
 
@@ -30,8 +31,16 @@ class Line:
     row: Row
     best: Row
     composite: Row
-    seeds: NDArray[np.float64]
-    """of each member: E2E over the rule's"""
+    values: NDArray[np.float64]
+    """[members, traces] E2E"""
+    rule_values: NDArray[np.float64]
+    """[1, traces] the rule's"""
+
+    @property
+    def seeds(self) -> NDArray[np.float64]:
+        """Of each member: E2E over the rule's."""
+        ratios: NDArray[np.float64] = self.values.mean(axis=1) / self.rule_values.mean()
+        return ratios
 
     @property
     def gain(self) -> float:
@@ -67,12 +76,35 @@ def lines_of(runs: Sequence[dict[str, Any]], policy: str) -> list[Line]:
     """A line a scenario, the greatest gain first."""
     lines = []
     for name, rows in rows_of(runs, BEST).items():
-        label = next(label for label in rows if label.startswith(policy))
+        label = max((label for label in rows if label.startswith(policy)), key=len)
         rule = next(label for label, row in rows.items() if row.against is None)
-        part = next(run["scenarios"][name] for run in runs if label in run["scenarios"].get(name, {"mean": ()})["mean"])
-        values, base = (np.array(part["per_episode"][one][KEY]) for one in (label, rule))
-        lines.append(Line(name, rule, rows[label], rows[rule], rows["composite"], values.mean(axis=1) / base.mean()))
+        traces = rows[label].traces
+        values, rule_values = (_per_trace(runs, name, one)[:, :traces] for one in (label, rule))
+        lines.append(Line(name, rule, rows[label], rows[rule], rows["composite"], values, rule_values))
     return sorted(lines, key=lambda line: -line.gain)
+
+
+def _per_trace(runs: Sequence[dict[str, Any]], scenario: str, label: str) -> NDArray[np.float64]:
+    """[members, traces] E2E, from the first run that has them."""
+    parts = [run["scenarios"].get(scenario, {"per_episode": {}})["per_episode"] for run in runs]
+    return np.array(next(part[label][KEY] for part in parts if label in part))
+
+
+def interval_of_mean(lines: Sequence[Line]) -> tuple[float, float]:
+    """95 % interval of the geometric mean of the ratios, by a bootstrap over the traces of each scenario (of the seeds' means)."""
+
+    def statistic(*picked: NDArray[np.int64]) -> float:
+        ratios = [
+            line.values[:, i].mean() / line.rule_values[:, i].mean() for line, i in zip(lines, picked, strict=True)
+        ]
+        return float(np.exp(np.mean(np.log(ratios))))
+
+    traces = [np.arange(line.row.traces) for line in lines]
+    result = bootstrap(
+        traces, statistic, vectorized=False, paired=False, n_resamples=5000, method="percentile", random_state=0
+    )
+    interval = result.confidence_interval
+    return float(interval.low), float(interval.high)
 
 
 def table(lines: Sequence[Line]) -> str:
@@ -89,9 +121,10 @@ def table(lines: Sequence[Line]) -> str:
             [line.row.mean.mean / line.composite.mean.mean for line in lines],
         )
     )
+    low, high = (100 * (ratio - 1) for ratio in interval_of_mean(lines))
     slo = np.mean([line.row.slo - line.best.slo for line in lines])
     return "\n".join(rows) + (
-        f"\n\n**Geometric mean over {len(lines)} scenarios: {over_best:+.1f} % to the best tuned rule of each, {over_composite:+.1f} % to `composite`; "
+        f"\n\n**Geometric mean over {len(lines)} scenarios: {over_best:+.1f} % [{low:+.1f}, {high:+.1f}] to the best tuned rule of each, {over_composite:+.1f} % to `composite`; "
         f"beyond doubt better in {better}, worse in {worse}; SLO attainment {100 * slo:+.1f} points on average.**\n"
     )
 
