@@ -91,7 +91,10 @@ def _per_trace(runs: Sequence[dict[str, Any]], scenario: str, label: str) -> NDA
 
 
 def interval_of_mean(lines: Sequence[Line]) -> tuple[float, float]:
-    """95 % interval of the geometric mean of the ratios, by a bootstrap over the traces of each scenario (of the seeds' means)."""
+    """95 % interval of the geometric mean of the ratios, by a bootstrap over the traces of each scenario (of the seeds' means); NaN if some
+    scenario has one trace."""
+    if any(line.row.traces < 2 for line in lines):
+        return float("nan"), float("nan")
 
     def statistic(*picked: NDArray[np.int64]) -> float:
         ratios = [
