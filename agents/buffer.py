@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer
 from torch import Tensor
 
+from .common_traces import input_dependent_baseline
 from .extractors import Entities
 
 
@@ -29,6 +30,11 @@ class TimedRolloutBuffer(MaskableDictRolloutBuffer):
         Gives the simulated seconds (N,) of the step being added.
     horizon_s, trace_s
         Time constants.
+    moment
+        Gives the number of episodes the environments had finished, and the simulated seconds, (N,) each, when the step being added
+        was decided on.
+    common_traces
+        Environments that play the same traces (common_traces.py); 1: none do.
     """
 
     decided_on: Callable[[], Any] | None = None
@@ -41,21 +47,31 @@ class TimedRolloutBuffer(MaskableDictRolloutBuffer):
         elapsed_s: Callable[[], NDArray[np.float64]],
         horizon_s: float,
         trace_s: float,
+        moment: Callable[[], tuple[NDArray[np.int64], NDArray[np.float64]]] | None = None,
+        common_traces: int = 1,
         **kwargs: Any,
     ) -> None:
+        if common_traces > 1 and moment is None:
+            raise ValueError(f"common_traces={common_traces} without moment, which says when decisions were made")
         self.elapsed_s = elapsed_s
+        self.moment = moment
+        self.common_traces = common_traces
         self.horizon_s = horizon_s
         self.trace_s = trace_s
         super().__init__(*args, **kwargs)
 
     def reset(self) -> None:
         self.seconds = np.zeros((self.buffer_size, self.n_envs), np.float32)
+        self.episodes = np.zeros((self.buffer_size, self.n_envs), np.int64)
+        self.times_s = np.zeros((self.buffer_size, self.n_envs))
         self.steps: list[Any] = []
         self.features: Any = None
         super().reset()
 
     def add(self, *args: Any, **kwargs: Any) -> None:
         self.seconds[self.pos] = self.elapsed_s()
+        if self.moment is not None:
+            self.episodes[self.pos], self.times_s[self.pos] = self.moment()
         if self.decided_on is not None:
             self.observations = {}
             self.steps.append(self.decided_on())
@@ -78,7 +94,10 @@ class TimedRolloutBuffer(MaskableDictRolloutBuffer):
         return super().to_torch(array, copy=False)
 
     def compute_returns_and_advantage(self, last_values: Tensor, dones: NDArray[np.bool_]) -> None:
-        """Fill `advantages` and `returns` (steps, N); `last_values` (N, 1) are of the observation that came last."""
+        """Fill `advantages` and `returns` (steps, N); `last_values` (N, 1) are of the observation that came last.
+
+        Returns, which the critic learns, are with what the traffic did; advantages without, where traces are common.
+        """
         next_value = last_values.cpu().numpy().flatten()
         alive = 1.0 - dones
         advantage = np.zeros(self.n_envs, np.float32)
@@ -92,3 +111,7 @@ class TimedRolloutBuffer(MaskableDictRolloutBuffer):
             next_value = self.values[step]
             alive = 1.0 - self.episode_starts[step]
         self.returns = self.advantages + self.values
+        if self.common_traces > 1:
+            self.advantages -= input_dependent_baseline(
+                self.advantages, self.episodes, self.times_s, self.common_traces
+            )

@@ -169,6 +169,9 @@ class AgentConfig:
     """an update's epochs end early beyond 1.5 times this divergence; none: never"""
     normalise_returns: bool = True
     """divide rewards by the running standard deviation of the discounted return"""
+    common_traces: int = 1
+    """environments that play the same traces: above 1 an advantage is less what the others' are at the same time of the trace
+    (common_traces.py). Over a whole episode it takes n_steps as long as one: who decides more often is elsewhere in the trace"""
     episode_steps: int = 3000
     """training episodes are truncated after this many decisions (and bootstrapped): early policies thrash for ever"""
 
@@ -188,7 +191,7 @@ class AgentConfig:
         widths = len(self.net_arch) >= 1 and all(width >= 1 for width in self.net_arch)
         _require(widths and one_width, "net_arch", self.net_arch, "whole numbers >= 1, a single one with policy=scorer")
         _require(0 < self.learning_rate < 1, "learning_rate", self.learning_rate, "a number in (0, 1)")
-        for key in ("n_steps", "batch_size", "n_epochs", "episode_steps"):
+        for key in ("n_steps", "batch_size", "n_epochs", "episode_steps", "common_traces"):
             _require(getattr(self, key) >= 1, key, getattr(self, key), "a whole number >= 1")
         for key in ("gamma", "gae_lambda", "kl_share"):
             _require(0 < getattr(self, key) <= 1, key, getattr(self, key), "a number in (0, 1]")
@@ -235,6 +238,9 @@ class TrainConfig:
         count = len(self.envs)
         ok = count >= 1 and self.num_envs % count == 0
         _require(ok, "num_envs", self.num_envs, f"a multiple of the number of scenarios ({count})", "")
+        ok = self.num_envs // count % self.agent.common_traces == 0
+        accepted = f"a divisor of the environments of a scenario ({self.num_envs // count})"
+        _require(ok, "common_traces", self.agent.common_traces, accepted)
         for key in ("seed", "torch_threads", "validate_every", "total_steps"):
             _require(getattr(self, key) >= 0, key, getattr(self, key), "a whole number >= 0", "")
         ok = not (self.resume and self.agent.algorithm == "dqn")

@@ -105,6 +105,7 @@ def _capture_part(part: ServingSB3VecEnv) -> tuple[Arrays, Values]:
     arrays: Arrays = {
         "returns": torch.as_tensor(part.returns),
         "lengths": torch.as_tensor(part.lengths),
+        "ended": torch.as_tensor(part.ended),
         "elapsed_s": torch.as_tensor(part.elapsed_s),
     }
     arrays |= {f"adviser/{at}": _bytes(rule.memory) for at, rule in enumerate(part.view.rules)}
@@ -119,7 +120,7 @@ def _capture_part(part: ServingSB3VecEnv) -> tuple[Arrays, Values]:
 
 def _apply_part(part: ServingSB3VecEnv, arrays: Mapping[str, Tensor], values: Values) -> None:
     simulation = part.serving.simulation
-    for name, into in (("returns", part.returns), ("lengths", part.lengths)):
+    for name, into in (("returns", part.returns), ("lengths", part.lengths), ("ended", part.ended)):
         into[:] = arrays[name].numpy()
     part.elapsed_s = arrays["elapsed_s"].numpy().copy()
     for env, (generator, classes) in enumerate(zip(values["generators"], values["classes"], strict=True)):

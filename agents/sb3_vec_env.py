@@ -30,28 +30,50 @@ class ServingSB3VecEnv(VecEnv):
     The info of a finished episode holds ``terminal_observation`` (taken before the reset; no advice), ``TimeLimit.truncated``,
     ``episode`` {"r": return, "l": steps} as SB3's Monitor gives it, and ``metrics`` (`mmsched_env.metrics.summary`).
     All other infos are empty.
+
+    Of each `common_traces` environments in a row all play the same traces, one after the other, if they have been given a seed.
     """
 
     def __init__(
-        self, num_envs: int, config: EnvConfig, change_cost: float = 0.0, advisers: Sequence[str] = ()
+        self,
+        num_envs: int,
+        config: EnvConfig,
+        change_cost: float = 0.0,
+        advisers: Sequence[str] = (),
+        common_traces: int = 1,
     ) -> None:
         self.serving = ServingVectorEnv(num_envs, config, copy=False)
         dims = self.serving.simulation.dims
         super().__init__(num_envs, learner_space(dims, len(advisers)), self.serving.single_action_space)
         self.view = BatchView(self.serving.simulation, advisers)
         self.change_cost = change_cost
+        self.common_traces = common_traces
         self.elapsed_s = np.zeros(num_envs)
         """simulated seconds that the last step took (N,)"""
+        self.decided_s = np.zeros(num_envs)
+        """simulated time at which the last actions were taken (N,)"""
+        self.finished = np.zeros(num_envs, np.int64)
+        """episodes finished by then (N,)"""
+        self.ended = np.zeros(num_envs, np.int64)
+        """episodes finished by now (N,)"""
         self._actions = np.zeros(num_envs, np.int64)
         self.returns = np.zeros(num_envs)
         self.lengths = np.zeros(num_envs, np.int64)
 
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Environment i gets ``seed + i // common_traces`` at the next reset."""
+        first = super().seed(seed)[0]
+        assert first is not None
+        self._seeds = [first + i // self.common_traces for i in range(self.num_envs)]
+        return self._seeds
+
     def reset(self) -> VecEnvObs:
-        """Start all episodes; environment i gets the seed ``seed + i`` of the last `seed()` call."""
+        """Start all episodes, with the seeds of the last `seed()` call."""
         observation, _ = self.serving.reset(seed=self._seeds)
         self._reset_seeds()
         self.returns[:] = 0
         self.lengths[:] = 0
+        self.ended[:] = 0
         self.view.forget(np.ones(self.num_envs, bool))
         return self.view.completed(observation)
 
@@ -65,9 +87,11 @@ class ServingSB3VecEnv(VecEnv):
         if "final_info" in infos:  # a finished environment's clock has been set back for its next episode
             after = np.where(infos["_final_info"], infos["final_info"]["time_s"], after)
         self.elapsed_s = after - before
+        self.decided_s, self.finished = before, self.ended.copy()
         self.returns += rewards
         self.lengths += 1
         done = terminated | truncated
+        self.ended += done
         out: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for i in np.flatnonzero(done):
             out[i] = {

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -208,11 +209,12 @@ def make_venv(config: TrainConfig) -> tuple[VecEnv, list[ServingSB3VecEnv]]:
     count = config.num_envs // len(config.envs)
     serving, seen = [], []
     for env in config.envs:
-        part = ServingSB3VecEnv(count, _cut(env, config.agent), config.agent.change_cost, config.agent.advisers)
+        agent = config.agent
+        part = ServingSB3VecEnv(count, _cut(env, agent), agent.change_cost, agent.advisers, agent.common_traces)
         serving.append(part)
         # its discount only sets the scale of the rewards; that of the returns is in TimedRolloutBuffer
         normalised = VecNormalize(part, norm_obs=False, norm_reward=True, gamma=SCALE_GAMMA)
-        seen.append(normalised if config.agent.normalise_returns else part)
+        seen.append(normalised if agent.normalise_returns else part)
     return MixedVecEnv(seen), serving
 
 
@@ -273,7 +275,9 @@ def make_ppo(config: TrainConfig, venv: VecEnv, serving: Sequence[ServingSB3VecE
         n_epochs=agent.n_epochs,
         rollout_buffer_class=TimedRolloutBuffer,
         rollout_buffer_kwargs={
-            "elapsed_s": lambda: np.concatenate([part.elapsed_s for part in serving]),
+            "elapsed_s": lambda: _of_all(serving, "elapsed_s"),
+            "moment": lambda: (_of_all(serving, "finished"), _of_all(serving, "decided_s")),
+            "common_traces": agent.common_traces,
             "horizon_s": agent.horizon_s,
             "trace_s": agent.trace_s,
         },
@@ -287,6 +291,11 @@ def make_ppo(config: TrainConfig, venv: VecEnv, serving: Sequence[ServingSB3VecE
         seed=config.seed,
         device=config.device,
     )
+
+
+def _of_all(serving: Sequence[ServingSB3VecEnv], name: str) -> NDArray[Any]:
+    """An array (N,) of every scenario's, one after the other."""
+    return np.concatenate([getattr(part, name) for part in serving])
 
 
 def save(model: Model, serving: Sequence[ServingSB3VecEnv], config: TrainConfig) -> Path:

@@ -215,7 +215,7 @@ MIXED = (ENV, dataclasses.replace(ENV, cluster=dataclasses.replace(ENV.cluster, 
 BUSY = EnvConfig(workload=GeneratorConfig(num_requests=60, rate_per_s=4.0))
 LONG = {
     "envs": MIXED,
-    "agent": dataclasses.replace(WARM, n_steps=16, batch_size=32),
+    "agent": dataclasses.replace(WARM, n_steps=16, batch_size=32, common_traces=2),
     "total_steps": 64 * 24,
     "checkpoint_every": 64 * 4,
 }
