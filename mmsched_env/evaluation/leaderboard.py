@@ -32,7 +32,7 @@ on, which is to its advantage."""
 ABOUT = (
     "Simulated. *E2E*: mean seconds from arrival to last token, weighted by class, with its 95 % interval. *IQM*: mean of the middle "
     "half of the traces. *SLO*: share of requests that met their targets. *Difference*: paired, on the same traces, with its "
-    "95 % interval. *P(better)*: share of traces on which it was lower. *p*: sign-flip test, corrected for the number of scenarios "
+    "95 % interval. *P(better)*: share of traces on which it was lower, ties half. *p*: sign-flip test, corrected for the number of scenarios "
     "(Holm). *Gap*: E2E over a lower bound that leaves out switching (`mmsched_env/bounds/fluid.py`), so the gap to the optimum is at most this. "
     "*Decision*: wall-clock microseconds of a decision, observation to action, median and 99th percentile."
 )
