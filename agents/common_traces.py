@@ -34,17 +34,29 @@ def input_dependent_baseline(advantages: Floats, episodes: NDArray[np.int64], ti
     """
     total = np.zeros_like(advantages)
     count = np.zeros(advantages.shape, np.int64)
-    for first in range(0, advantages.shape[1], group):
-        members = range(first, first + group)
-        for one in members:
-            for other in members:
-                if other == one:
-                    continue
-                for episode in np.intersect1d(episodes[:, one], episodes[:, other]):
-                    here = np.flatnonzero(episodes[:, one] == episode)
-                    there = episodes[:, other] == episode
-                    when, seen = times_s[here, one], times_s[there, other]
-                    here, when = here[inside := (when >= seen[0]) & (when <= seen[-1])], when[inside]
-                    total[here, one] += np.interp(when, seen, advantages[there, other])
-                    count[here, one] += 1
+    for one in range(advantages.shape[1]):
+        first = one // group * group
+        for other in range(first, first + group):
+            if other != one:
+                pair = [one, other]
+                rows, values = _at_the_same_times(advantages[:, other], episodes[:, pair], times_s[:, pair])
+                total[rows, one] += values
+                count[rows, one] += 1
     return total / np.maximum(count, 1)
+
+
+def _at_the_same_times(
+    advantages: Floats, episodes: NDArray[np.int64], times_s: Floats
+) -> tuple[NDArray[np.int64], Floats]:
+    """Steps (n,) of the first environment that the second one's decisions on the same trace enclose, and the second one's advantage (n,)
+    then; `episodes` and `times_s` (steps, 2) of both, `advantages` (steps,) of the second."""
+    rows, values = [], []
+    for episode in np.intersect1d(episodes[:, 0], episodes[:, 1]):
+        here, there = np.flatnonzero(episodes[:, 0] == episode), episodes[:, 1] == episode
+        when, seen = times_s[here, 0], times_s[there, 1]
+        enclosed = (when >= seen[0]) & (when <= seen[-1])
+        rows.append(here[enclosed])
+        values.append(np.interp(when[enclosed], seen, advantages[there]))
+    if not rows:
+        return np.zeros(0, np.int64), np.zeros(0)
+    return np.concatenate(rows), np.concatenate(values)
