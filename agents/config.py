@@ -185,6 +185,8 @@ class AgentConfig:
             self.algorithm,
             "with dqn advisers=[] imitation.teacher=null improvement.rounds=0: it learns from scratch",
         )
+        ok = self.algorithm != "dqn" or self.common_traces == 1
+        _require(ok, "common_traces", self.common_traces, "1 with dqn, which has no advantages")
         ok = not self.advisers or self.policy == "scorer"
         _require(ok, "advisers", list(self.advisers), "[] with policy=mlp, which takes no advice")
         one_width = self.policy != "scorer" or len(self.net_arch) == 1

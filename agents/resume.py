@@ -120,8 +120,10 @@ def _capture_part(part: ServingSB3VecEnv) -> tuple[Arrays, Values]:
 
 def _apply_part(part: ServingSB3VecEnv, arrays: Mapping[str, Tensor], values: Values) -> None:
     simulation = part.serving.simulation
-    for name, into in (("returns", part.returns), ("lengths", part.lengths), ("ended", part.ended)):
+    for name, into in (("returns", part.returns), ("lengths", part.lengths)):
         into[:] = arrays[name].numpy()
+    if "ended" in arrays:  # files of before `common_traces` have none, and need none
+        part.ended[:] = arrays["ended"].numpy()
     part.elapsed_s = arrays["elapsed_s"].numpy().copy()
     for env, (generator, classes) in enumerate(zip(values["generators"], values["classes"], strict=True)):
         simulation.restore(_snapshot(simulation, _under(f"{env}/", arrays), classes), slice(env, env + 1))

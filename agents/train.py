@@ -328,6 +328,10 @@ def restore(model: AnchoredPPO, serving: Sequence[ServingSB3VecEnv], config: Tra
     checkpoint = read_checkpoint(path)
     require_layout(path, checkpoint.layout, layout_signature(serving[0].serving.simulation.dims))
     require_network(path, checkpoint, config.agent)
+    grouped = checkpoint.agent.get("common_traces", 1)  # files of before it was a setting have none
+    if grouped != config.agent.common_traces:
+        wanted = config.agent.common_traces
+        raise ConfigError(f"checkpoint {path} has agent.common_traces={grouped}, not {wanted}; accepted: {grouped}")
     if checkpoint.resume is None or len(checkpoint.resume[1]["parts"]) != len(serving):
         raise ConfigError(f"checkpoint {path} is of no run with these scenarios; accepted: the latest.zip of one")
     model.policy.load_state_dict(checkpoint.policy)

@@ -154,6 +154,12 @@ def test_resume_starts_from_the_checkpoints_weights(tmp_path):
         torch.testing.assert_close(value, weights(result.checkpoint)[name], rtol=0, atol=0)
 
 
+def test_resume_refuses_other_groups_of_traces(tmp_path):
+    train(configuration(tmp_path))
+    with pytest.raises(ConfigError, match=r"agent.common_traces=1, not 2; accepted: 1"):
+        train(configuration(tmp_path, resume=True, agent=dataclasses.replace(AGENT, common_traces=2)))
+
+
 def test_resume_refuses_another_network(tmp_path):
     train(configuration(tmp_path))
     with pytest.raises(ConfigError, match=r"net_arch=\[16\]"):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mmsched_env.agents.common_traces import input_dependent_baseline
 from mmsched_env.agents.config import AgentConfig, TrainConfig
 from mmsched_env.agents.sb3_vec_env import ServingSB3VecEnv
+from mmsched_env.agents.train import make_model, make_venv
 from mmsched_env.config import EnvConfig, SimConfig
 from mmsched_env.errors import ConfigError
 from mmsched_env.workload import GeneratorConfig
@@ -87,9 +88,29 @@ def test_a_group_plays_the_same_traces_and_says_when_it_decided():
     assert not np.array_equal(arrivals[0][0], arrivals[0][1])
 
 
+def test_training_takes_it_off_the_advantages_and_not_off_the_returns():
+    agent = dataclasses.replace(AgentConfig(), n_steps=64, batch_size=64, net_arch=(8,), advisers=(), common_traces=2)
+    config = TrainConfig(envs=(SHORT,), num_envs=4, agent=agent)
+    venv, serving = make_venv(config)
+    model = make_model(config, venv, serving)
+    model.learn(4 * 64)
+    buffer = model.rollout_buffer
+    rows = (64, 4)  # SB3 lays the rows of a used buffer out environment by environment
+    values, returns, advantages = (
+        getattr(buffer, name).reshape(4, 64).T for name in ("values", "returns", "advantages")
+    )
+    assert buffer.times_s.shape == rows and (np.diff(buffer.times_s, axis=0).max(axis=0) > 0).all()
+    baseline = input_dependent_baseline(returns - values, buffer.episodes, buffer.times_s, 2)
+    assert (baseline != 0).mean() > 0.5
+    np.testing.assert_allclose(advantages, returns - values - baseline, atol=1e-4)
+
+
 def test_groups_must_come_out_even():
     agent = dataclasses.replace(AgentConfig(), common_traces=3)
     with pytest.raises(ConfigError, match=r"agent.common_traces is 3; accepted: a divisor of .* \(4\)"):
         TrainConfig(envs=(SHORT,), num_envs=4, agent=agent)
     with pytest.raises(ConfigError, match=r"agent.common_traces is 0; accepted: a whole number >= 1"):
         dataclasses.replace(AgentConfig(), common_traces=0)
+    scratch = dataclasses.replace(AgentConfig().imitation, teacher=None)
+    with pytest.raises(ConfigError, match=r"agent.common_traces is 2; accepted: 1 with dqn"):
+        AgentConfig(algorithm="dqn", advisers=(), imitation=scratch, common_traces=2)
