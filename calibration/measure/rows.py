@@ -68,6 +68,12 @@ def _figures(point: Point, samples: list[Sample], for_sums: bool) -> Figures:
     return Figures(point, center(seconds), deviation, len(used), size, 0 if clean else len(used))
 
 
+def of_operation(found: Iterable[Figures], operation: str) -> list[tuple[Figures, ModelProfile]]:
+    """Figures of an operation with the catalogue's model; those of other models are left out."""
+    pairs = [(one, profile_of(one.point.model)) for one in found if one.point.operation == operation]
+    return [(one, model) for one, model in pairs if model is not None]
+
+
 def slowdowns(found: Sequence[Figures], operations: Collection[str]) -> list[float]:
     """How much longer what was measured beside something else took than alone, as a share; one entry a model and operation."""
     by_point = {one.point: one.seconds for one in found}

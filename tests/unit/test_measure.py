@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("gguf")
 
 from mmsched_env.calibration import schema
-from mmsched_env.calibration.measure import command, profiles, results, runner
+from mmsched_env.calibration.measure import command, laws, profiles, results, runner
 from mmsched_env.calibration.measure.backend import Figure, ServerDied
 from mmsched_env.calibration.measure.disturbance import Disturbance, Watch
 from mmsched_env.calibration.measure.points import (
@@ -460,9 +460,9 @@ def test_with_layers_on_the_host_less_is_measured() -> None:
 
 def test_decode_of_a_new_model_is_predicted_from_the_profile(tmp_path: Path) -> None:
     found = [one for one in synthetic() if one.point.model != MODELS[2]]
-    fit = profiles.fit_decode(found)
+    fit = laws.fit_decode(found)
     left = next(one for one in synthetic() if one.point == Point(MODELS[2], "decode", tokens=8, depth=256))
-    predicted = fit.seconds(profiles.decode_terms(load_model(MODELS[2]), ALL, 260))
+    predicted = fit.seconds(laws.decode_terms(load_model(MODELS[2]), ALL, 260))
     assert predicted == pytest.approx(left.seconds, rel=0.02)
 
 
