@@ -82,6 +82,7 @@ class Validations(BaseCallback):
         self.every = every
         self.keep = keep
         self.best = float("inf")
+        """the least score so far; a run that goes on is given that of before"""
 
     def _on_training_start(self) -> None:
         self.next = self.model.num_timesteps

@@ -56,7 +56,7 @@ class Checkpoint:
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             with zipfile.ZipFile(temporary, "w") as archive:
-                archive.writestr(META, json.dumps(_plain({"format": FORMAT} | meta), indent=1))
+                archive.writestr(META, json.dumps(as_json({"format": FORMAT} | meta), indent=1))
                 archive.writestr(POLICY, safetensors.torch.save(self.policy))
                 if self.resume is not None:
                     arrays, values = self.resume
@@ -121,12 +121,12 @@ def require_layout(path: str | Path, saved: Mapping[str, Any], now: Mapping[str,
         )
 
 
-def _plain(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """As JSON can hold it: tuples as lists, infinity as text."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): as_json(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [as_json(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value if isinstance(value, str | int | float | None) else str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from mmsched_env.config import EnvConfig
@@ -26,7 +27,8 @@ class ImitationConfig:
     """share of the environments in which the policy acts while the rule says what it would do (after a third of the steps)"""
 
     def __post_init__(self) -> None:
-        _require(self.steps >= 1, "steps", self.steps, "a whole number >= 1", "agent.imitation.")
+        for key in ("steps", "batch_size"):
+            _require(getattr(self, key) >= 1, key, getattr(self, key), "a whole number >= 1", "agent.imitation.")
         ok = 0 < self.learning_rate < 1
         _require(ok, "learning_rate", self.learning_rate, "a number in (0, 1)", "agent.imitation.")
         ok = 0 <= self.student_share <= 1
@@ -127,7 +129,8 @@ class AgentConfig:
     """Algorithm, network and hyperparameters."""
 
     algorithm: str = "maskable_ppo"
-    """maskable_ppo, or dqn (to compare with: from scratch, discounted by decision, not resumed)"""
+    """maskable_ppo, or dqn (to compare with: from scratch, discounted by decision, not resumed; of what follows below dqn it
+    takes learning_rate, batch_size, gamma and max_grad_norm alone)"""
     policy: str = "scorer"
     """scorer (rates each action with shared weights) or mlp (one vector in, all logits out)"""
     advisers: tuple[str, ...] = ("composite",)
@@ -139,7 +142,7 @@ class AgentConfig:
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     dqn: DqnConfig = field(default_factory=DqnConfig)
     learning_rate: float = 3e-4
-    """at the start; falls linearly to a tenth of it"""
+    """at the start; falls linearly to a tenth of it (with dqn it stays)"""
     n_steps: int = 32
     """decisions per environment and update"""
     batch_size: int = 2048
@@ -248,6 +251,8 @@ class TrainConfig:
         ok = not (self.resume and self.agent.algorithm == "dqn")
         _require(ok, "resume", self.resume, "false with agent=dqn, whose memory is not kept", "")
         _require(bool(self.run_dir), "run_dir", self.run_dir, "a folder", "")
+        ok = re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device) is not None
+        _require(ok, "device", self.device, "auto, cpu, cuda, cuda:1, ... or mps", "")
 
 
 def _require(ok: bool, key: str, value: object, accepted: str, prefix: str = "agent.") -> None:

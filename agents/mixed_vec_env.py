@@ -35,7 +35,7 @@ class MixedVecEnv(VecEnv):
         super().__init__(sum(counts), first.observation_space, first.action_space)
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Environment i gets ``seed + i`` at the next reset."""
+        """Every part gets ``seed`` and the number of environments before it at the next reset."""
         seeds = [
             part.seed(None if seed is None else seed + where.start)
             for part, where in zip(self.parts, self._slices, strict=True)

@@ -134,10 +134,10 @@ def logits_and_values(policy: MaskableActorCriticPolicy, observations: Any, mask
 
 
 def decided_logits(policy: MaskableActorCriticPolicy, seen: Mapping[str, Any]) -> Tensor:
-    """Masked logits (B, A) for what a learner sees (learner.py), nothing to be learned from them."""
+    """Masked logits (B, A), on the CPU, for what a learner sees (learner.py), nothing to be learned from them."""
     with torch.no_grad():
-        batch = {key: torch.as_tensor(values) for key, values in seen.items()}
-        return logits_and_values(policy, batch, batch[MASK_KEY])[0]
+        batch = {key: torch.as_tensor(values, device=policy.device) for key, values in seen.items()}
+        return logits_and_values(policy, batch, batch[MASK_KEY])[0].cpu()
 
 
 def kind_slices(layout: ActionLayout) -> dict[Kind, slice]:

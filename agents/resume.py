@@ -40,6 +40,8 @@ def capture(model: AnchoredPPO, parts: Sequence[ServingSB3VecEnv]) -> tuple[Arra
         "numpy_generator": torch.as_tensor(generator["state"]["key"].astype(np.int64)),
         "episode_starts": torch.as_tensor(model._last_episode_starts.astype(np.uint8)),
     }
+    if model.device.type == "cuda":  # actions are drawn there
+        arrays["cuda_generator"] = torch.cuda.get_rng_state(model.device)
     values: Values = {
         "optimizer": state["param_groups"],
         "numpy_generator": {key: generator[key] for key in ("has_gauss", "gauss")} | {"pos": generator["state"]["pos"]},
@@ -61,6 +63,8 @@ def apply(model: AnchoredPPO, parts: Sequence[ServingSB3VecEnv], arrays: Mapping
         index, key = label.split("/")
         rows.setdefault(int(index), {})[key] = x
     model.policy.optimizer.load_state_dict({"state": rows, "param_groups": values["optimizer"]})
+    if "cuda_generator" in arrays and model.device.type == "cuda":
+        torch.cuda.set_rng_state(arrays["cuda_generator"], model.device)
     if reference := _under("reference/", arrays):
         model.anchor()
         assert model.reference is not None

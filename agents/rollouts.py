@@ -32,7 +32,9 @@ from .ppo import decided_logits
 RARE = 1e-6
 """probability below which an action is none of the policy's likeliest"""
 MAX_DECISIONS = 5000
-"""of a rollout"""
+"""of a rollout: a state from which one is not over by then says nothing"""
+UNCUT = 2**40
+"""decisions of an episode at most in rollouts: what was cut off would have cost nothing"""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Explorer:
     ) -> None:
         self.settings, self.width, self.futures = settings, settings.width, max(1, settings.worlds)
         self.source = Simulation(config, num_envs)
-        self.branches = Simulation(config, num_envs * self.futures * self.width)
+        whole = dataclasses.replace(config, sim=dataclasses.replace(config.sim, max_steps=UNCUT))
+        self.branches = Simulation(whole, num_envs * self.futures * self.width)
         self.view = BatchView(self.source, advisers)
         self.rule = BatchRule(settings.rule, self.source)
         self.roller = BatchRule(settings.rule, self.branches)
@@ -129,15 +132,16 @@ class Explorer:
     def _roll(
         self, states: list[tuple[list[Snapshot], NDArray[np.int64]]], observations: list[dict[str, NDArray[Any]]]
     ) -> Samples:
-        """Mean returns of all candidates of all states, the rule deciding after the first action."""
+        """What all candidates of all states gain over the first, the rule deciding after it: means over the futures."""
         for at, world in enumerate(world for worlds, _ in states for world in worlds):
             self.branches.restore(world, slice(at * self.width, (at + 1) * self.width))
         candidates = np.stack([actions for _, actions in states])
         returns = self.branches.step(np.repeat(candidates, self.futures, 0).reshape(-1))["reward"].copy()
         self.roller.rule.play_batch(self.branches, self.roller.memory, MAX_DECISIONS, returns)
         table = returns.reshape(len(states), self.futures, self.width).mean(1)
+        over = self.branches.outcomes["terminated"].reshape(len(states), -1).all(1, keepdims=True)
         seen = {key: np.stack([one[key] for one in observations]) for key in observations[0]}
-        return Samples(seen, candidates, table - table[:, :1])
+        return Samples(seen, candidates, np.where(over, table - table[:, :1], 0.0))
 
     def _advance(self, chances: NDArray[np.float32]) -> None:
         """One decision of the policy in every episode."""

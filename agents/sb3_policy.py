@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,10 @@ class SB3Policy:
             raise ConfigError(f"{path}: no such file; accepted: a .zip of MaskablePPO.save")
         self.path = path
         self.stochastic = stochastic
-        self.model = MaskablePPO.load(path, device="cpu")
+        try:
+            self.model = MaskablePPO.load(path, device="cpu")
+        except (ValueError, KeyError, OSError, RuntimeError, zipfile.BadZipFile) as error:
+            raise ConfigError(f"{path} cannot be read; accepted: a .zip of MaskablePPO.save") from error
 
     def reset(self, layout: ActionLayout, seed: int) -> None:
         """Seed it, and raise ConfigError unless it was trained on such observations."""

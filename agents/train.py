@@ -7,7 +7,7 @@ import importlib.metadata
 import platform
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from mmsched_env.observation import layout_signature
 
 from .buffer import TimedRolloutBuffer
 from .callbacks import Checkpoints, Progress, SchedulerMetrics, Validations
-from .checkpoint import Checkpoint, read_checkpoint, require_layout
+from .checkpoint import Checkpoint, as_json, read_checkpoint, require_layout
 from .config import AgentConfig, ImitationConfig, TrainConfig
 from .curriculum import Curriculum
 from .dqn import MaskedDQN, QPolicy
@@ -53,14 +53,12 @@ Model = AnchoredPPO | MaskedDQN
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What came of a training run. Returns and attainment are means over its last 100 training episodes, NaN if none ended."""
+    """What came of a training run."""
 
     checkpoint: Path
     num_steps: int
     stopped: bool
     """ended by a signal before `total_steps`"""
-    mean_return: float
-    slo_attainment: float
     best_score: float
     """least mean E2E over the validation rule's, geometric mean over scenarios, NaN without validations"""
 
@@ -73,7 +71,7 @@ def train(config: TrainConfig) -> TrainResult:
     Raises
     ------
     ConfigError
-        The checkpoint to resume from is of another observation layout or network, or is no checkpoint.
+        The checkpoint to resume from is of another observation layout, network or configuration, or is no checkpoint.
     """
     if config.torch_threads:
         torch.set_num_threads(config.torch_threads)
@@ -81,46 +79,53 @@ def train(config: TrainConfig) -> TrainResult:
     venv, serving = make_venv(config)
     model = make_model(config, venv, serving)
     model.set_logger(configure(str(run_dir / "tensorboard"), ["tensorboard"]))
+    validations = _validations(config, model, serving)
     latest = run_dir / LATEST
     if config.resume and latest.exists() and isinstance(model, AnchoredPPO):
-        restore(model, serving, config, latest)
+        restore(model, serving, config, latest, validations)
 
     metrics = SchedulerMetrics()
-    checkpoints = Checkpoints(lambda: save(model, serving, config), config.checkpoint_every)
+    checkpoints = Checkpoints(lambda: save(model, serving, config, validations), config.checkpoint_every)
     callbacks: list[BaseCallback] = [metrics, Progress(metrics, config.total_steps), checkpoints]
     if config.agent.curriculum.until > 0:
         callbacks.append(Curriculum(serving, config.agent.curriculum, config.total_steps))
-    validations = None
-    if config.validate_every:
-        validator = Validator(config.envs, config.validation_episodes, config.validation_line, config.agent.advisers)
-        validations = Validations(
-            validator, config.validate_every, partial(keep_best, model, serving, config), network_of
-        )
+    if validations is not None:
         callbacks.append(validations)
     with checkpoints.watching_signals():
         if model.num_timesteps == 0 and isinstance(model, AnchoredPPO):
             warm_start(model, serving, config, checkpoints, validations)
+            if config.agent.common_traces > 1:  # the imitation leaves those of a group at different traces
+                venv.seed(config.seed + config.num_envs)
         steps = config.total_steps - model.num_timesteps
         if steps > 0 and checkpoints.stop_signal is None:
             model.learn(steps, callback=callbacks, reset_num_timesteps=model.num_timesteps == 0)
-        path = save(model, serving, config)
+        path = save(model, serving, config, validations)
     venv.close()
-    stopped = checkpoints.stop_signal is not None
     if checkpoints.stop_signal is not None:
-        name = signal.Signals(checkpoints.stop_signal).name
-        text = f"{name}: stopped after {model.num_timesteps:,} steps, saved {path}" + (
-            "; resume=true goes on" if isinstance(model, AnchoredPPO) else ""
-        )
-        print(text, file=sys.stderr)
-    returns = [info["episode"]["r"] for info in metrics.episodes]
+        _say_stopped(model, checkpoints.stop_signal, path)
+    best = float("inf") if validations is None else validations.best
     return TrainResult(
         checkpoint=path,
         num_steps=model.num_timesteps,
-        stopped=stopped,
-        mean_return=float(np.mean(returns)) if returns else float("nan"),
-        slo_attainment=metrics.mean("slo_attainment"),
-        best_score=validations.best if validations is not None else float("nan"),
+        stopped=checkpoints.stop_signal is not None,
+        best_score=best if np.isfinite(best) else float("nan"),
     )
+
+
+def _validations(config: TrainConfig, model: Model, serving: Sequence[ServingSB3VecEnv]) -> Validations | None:
+    """Those of the run, if it has any."""
+    if not config.validate_every:
+        return None
+    validator = Validator(config.envs, config.validation_episodes, config.validation_line, config.agent.advisers)
+    return Validations(validator, config.validate_every, partial(keep_best, model, serving, config), network_of)
+
+
+def _say_stopped(model: Model, number: int, path: Path) -> None:
+    """What ended the run, and how it goes on."""
+    text = f"{signal.Signals(number).name}: stopped after {model.num_timesteps:,} steps, saved {path}"
+    if isinstance(model, AnchoredPPO):
+        text += "; resume=true goes on" if model.num_timesteps else "; resume=true begins the warm start anew"
+    print(text, file=sys.stderr)
 
 
 def warm_start(
@@ -298,12 +303,16 @@ def _of_all(serving: Sequence[ServingSB3VecEnv], name: str) -> NDArray[Any]:
     return np.concatenate([getattr(part, name) for part in serving])
 
 
-def save(model: Model, serving: Sequence[ServingSB3VecEnv], config: TrainConfig) -> Path:
+def save(
+    model: Model, serving: Sequence[ServingSB3VecEnv], config: TrainConfig, validations: Validations | None
+) -> Path:
     """Write ``checkpoints/<steps>.zip``, and ``latest.zip`` with what it takes to go on; returns the latter's path."""
     now = checkpoint_of(model, serving, config)
     now.save(Path(config.run_dir) / "checkpoints" / f"{model.num_timesteps:09d}.zip")
     if model._last_obs is not None and isinstance(model, AnchoredPPO):
-        now = dataclasses.replace(now, resume=capture(model, serving))
+        arrays, values = capture(model, serving)
+        best = float("inf") if validations is None else validations.best
+        now = dataclasses.replace(now, resume=(arrays, values | {"best_score": best if np.isfinite(best) else None}))
     path = Path(config.run_dir) / LATEST
     now.save(path)
     return path
@@ -323,9 +332,30 @@ def checkpoint_of(model: Model, serving: Sequence[ServingSB3VecEnv], config: Tra
     )
 
 
-def restore(model: AnchoredPPO, serving: Sequence[ServingSB3VecEnv], config: TrainConfig, path: Path) -> None:
-    """Go on from a checkpoint as if the run had never been stopped."""
+def restore(
+    model: AnchoredPPO,
+    serving: Sequence[ServingSB3VecEnv],
+    config: TrainConfig,
+    path: Path,
+    validations: Validations | None,
+) -> None:
+    """Go on from a checkpoint as if the run had never been stopped; one of before PPO's first step has nothing to go on from."""
     checkpoint = read_checkpoint(path)
+    if checkpoint.resume is None and checkpoint.num_steps == 0:
+        return
+    require_run(path, checkpoint, serving, config)
+    assert checkpoint.resume is not None
+    model.policy.load_state_dict(checkpoint.policy)
+    model.num_timesteps = checkpoint.num_steps
+    model._n_updates = checkpoint.num_updates
+    apply(model, serving, *checkpoint.resume)
+    best = checkpoint.resume[1].get("best_score")  # none: no validation yet, or a file of before it was kept
+    if validations is not None and best is not None:
+        validations.best = best
+
+
+def require_run(path: Path, checkpoint: Checkpoint, serving: Sequence[ServingSB3VecEnv], config: TrainConfig) -> None:
+    """Raise unless the checkpoint is one to go on from with this configuration."""
     require_layout(path, checkpoint.layout, layout_signature(serving[0].serving.simulation.dims))
     require_network(path, checkpoint, config.agent)
     grouped = checkpoint.agent.get("common_traces", 1)  # files of before it was a setting have none
@@ -334,10 +364,24 @@ def restore(model: AnchoredPPO, serving: Sequence[ServingSB3VecEnv], config: Tra
         raise ConfigError(f"checkpoint {path} has agent.common_traces={grouped}, not {wanted}; accepted: {grouped}")
     if checkpoint.resume is None or len(checkpoint.resume[1]["parts"]) != len(serving):
         raise ConfigError(f"checkpoint {path} is of no run with these scenarios; accepted: the latest.zip of one")
-    model.policy.load_state_dict(checkpoint.policy)
-    model.num_timesteps = checkpoint.num_steps
-    model._n_updates = checkpoint.num_updates
-    apply(model, serving, *checkpoint.resume)
+    for at, (saved, env) in enumerate(zip(checkpoint.envs, config.envs, strict=True)):
+        if key := _first_difference(saved, as_json(_values(env))):
+            raise ConfigError(f"checkpoint {path} is of a run with another {key} in scenario {at}; accepted: the same")
+    counts = [len(part["generators"]) for part in checkpoint.resume[1]["parts"]]
+    if counts != [part.num_envs for part in serving]:
+        raise ConfigError(
+            f"checkpoint {path} has num_envs={sum(counts)}, not {config.num_envs}; accepted: {sum(counts)}"
+        )
+
+
+def _first_difference(saved: Any, now: Any, key: str = "") -> str:
+    """The first key of `saved` (a.b.c) whose value is another in `now`; empty: none. Keys that came later do not count."""
+    if isinstance(saved, Mapping) and isinstance(now, Mapping):
+        found = (
+            _first_difference(value, now.get(name), f"{key}.{name}" if key else name) for name, value in saved.items()
+        )
+        return next((one for one in found if one), "")
+    return "" if saved == now else key
 
 
 def require_network(path: Path, checkpoint: Checkpoint, agent: AgentConfig) -> None:

@@ -105,7 +105,7 @@ def network_decisions(policy: MaskableActorCriticPolicy, view: BatchView, stocha
 
 def episodes_of(simulation: Simulation, decide: Decide, limit: int) -> tuple[list[dict[str, Any]], int]:
     """Summaries (`mmsched_env.metrics`) of the first validation traces, one in each environment, and the decisions of the
-    longest. An episode that is not over after `limit` of them has an infinite `KEY`."""
+    longest. An episode that is not over after `limit` of them has an infinite `KEY`; dropped requests are charged in it."""
     config, count = simulation.config, simulation.num_envs
     for env in range(count):
         seed = seed_of("validation", env)
@@ -119,7 +119,8 @@ def episodes_of(simulation: Simulation, decide: Decide, limit: int) -> tuple[lis
         ended = running & ((outcomes["terminated"] | outcomes["truncated"]).astype(bool) | (steps >= limit))
         for env in np.flatnonzero(ended).tolist():
             summaries[env] = metrics.summary(simulation.episode_requests(env), simulation.state[env])
-            summaries[env][KEY] = summaries[env][KEY] if outcomes["terminated"][env] else np.inf
+            charged_ms = metrics.charged_mean_e2e_ms(simulation.episode_requests(env))
+            summaries[env][KEY] = charged_ms if outcomes["terminated"][env] else np.inf
         running &= ~ended
     return summaries, steps
 

@@ -238,7 +238,7 @@ def place_factor(view, q, g, k, weights):  # type: ignore[no-untyped-def]
     w = weights[0]
     model = view.models[int(view.queue[q].model)]
     load_s = view.pairs[q, g].load_s[k]
-    spill = 1.0 - k / (view.pairs[q, g].load_s.shape[0] - 1.0)
+    spill = 1.0 - k / max(1.0, view.pairs[q, g].load_s.shape[0] - 1.0)
     u = w.place_spill * spill + w.place_spill_queue * spill * queue_size(view)
     u += w.place_busy * log1p(view.gpus[g].num_busy)
     u += w.place_service_s * (np.log(service_seconds(view, q, g, k)) - 2.0)
@@ -260,7 +260,11 @@ def spill_factor(view, q, g, k, weights):  # type: ignore[no-untyped-def]
     pair = view.pairs[q, g]
     if pair.fits[k] == 0.0:
         return np.inf
-    u = 5.0 * w.spill + w.spill_share * (1.0 - k / (pair.load_s.shape[0] - 1.0)) + w.spill_queue * queue_size(view)
+    u = (
+        5.0 * w.spill
+        + w.spill_share * (1.0 - k / max(1.0, pair.load_s.shape[0] - 1.0))
+        + w.spill_queue * queue_size(view)
+    )
     u += w.spill_others * others_waiting(view, q) + w.spill_rate * asked_for(view.models[int(view.queue[q].model)])
     u += w.spill_service_s * (np.log(service_seconds(view, q, g, k)) - 2.0)
     return factor(UNSPILLED - u) if u > 0.0 else np.inf

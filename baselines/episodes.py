@@ -36,15 +36,14 @@ class Episodes:
         self._starts: list[Snapshot] = []
 
     def mean_e2e(self, rule: RulePolicy, split: str, first: int) -> NDArray[np.float64]:
-        """Weighted mean E2E in seconds (count,) of `rule` on traces `first`, `first` + 1, ... of a split; inf: an episode that
-        is not over after `MOST_DECISIONS`."""
+        """Weighted mean E2E in seconds (count,) of `rule` on traces `first`, `first` + 1, ... of a split, dropped requests
+        charged as by the reward; inf: an episode that is not over after `MOST_DECISIONS`."""
         simulation, count = self.simulation, self.simulation.num_envs
         self._draw(split, first)
         rule.reset(simulation.layout, 0)
         rule.play_batch(simulation, new_memory(simulation.dims, count, 0), MOST_DECISIONS, np.zeros(count))
         ended = simulation.outcomes["terminated"].astype(bool)
-        summaries = (metrics.summary(simulation.episode_requests(e), simulation.state[e]) for e in range(count))
-        seconds = np.array([summary["weighted_mean_e2e_ms"] / 1e3 for summary in summaries])
+        seconds = np.array([metrics.charged_mean_e2e_ms(simulation.episode_requests(e)) / 1e3 for e in range(count)])
         return np.where(ended, seconds, np.inf)
 
     def _draw(self, split: str, first: int) -> None:

@@ -14,7 +14,7 @@ from .view import part
 FIELDS = (
     # name, shape letters, type, meaning
     ("seed", "", "i8", "of the episode, for rules that draw"),
-    ("time_s", "", "f8", "of the last look; -1 before the first"),
+    ("seats", "", "f8", "requests that an instance runs side by side at most"),
     ("gpus", "", "f8", "GPUs there are"),
     ("model", "I", "i4", "model of each instance slot at the last look; -1: empty"),
     ("uses", "I", "f8", "requests dispatched to the instance since it was loaded, at the last look"),
@@ -48,7 +48,7 @@ def new_memory(dims: Dims, num_envs: int, seed: int) -> NDArray[np.void]:
     spec = [(name, kind, tuple(sizes[letter] for letter in shape)) for name, shape, kind, _ in FIELDS]
     memory = np.zeros(num_envs, np.dtype(spec, align=True)).view(np.recarray)
     memory["seed"] = seed
-    memory["time_s"] = -1.0
+    memory["seats"] = dims.B
     memory["model"] = -1
     memory["next_use_s"] = np.inf
     return memory
@@ -87,7 +87,6 @@ def remember(view):  # type: ignore[no-untyped-def]
     memory.gpus = 0.0
     for g in range(view.gpus.shape[0]):
         memory.gpus += view.gpus[g].present
-    memory.time_s = now
 
 
 def copies(memory: NDArray[np.void], count: int) -> Any:

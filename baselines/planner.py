@@ -77,7 +77,8 @@ class Planner:
     Raises
     ------
     ConfigError
-        An unknown base rule, a number of worlds, arrivals, candidates or decisions below one, or a checkpoint that cannot be used.
+        An unknown base rule, a number of worlds, arrivals, candidates or decisions below one, a negative horizon, caution or
+        spread, or a checkpoint that cannot be used.
     """
 
     is_bound = False
@@ -109,6 +110,10 @@ class Planner:
             if not number >= 1:  # nor NaN
                 raise ConfigError(f"planner: {name} is {number}; accepted: at least 1")
         self.base_settings = dict(base_settings)
+        least_zero = {"horizon_s": horizon_s, "caution": caution, "sigma": sigma}
+        for name, number in least_zero.items():
+            if not number >= 0:
+                raise ConfigError(f"planner: {name} is {number}; accepted: at least 0")
         self._lead = _leading(lead) if lead else None
         self.base, self.samples, self.batch, self.width = base, int(samples), int(batch), int(width)
         self.horizon_s, self.arrivals = float(horizon_s), float(arrivals)
@@ -116,12 +121,12 @@ class Planner:
         self.max_rounds = int(max_rounds)
         self._stretch = max(1, self.max_rounds - 1)
         """decisions in compiled code between two calls of `_tell`"""
+        self._rules = [self._rule(name) for name in [self.base, *(name for name in RULES if name != self.base)]]
 
     def reset(self, layout: ActionLayout, seed: int) -> None:
         """A new episode; `seed` drives the imagined worlds."""
         self._layout, self._rng = layout, np.random.default_rng(seed)
         self._source: Simulation | None = None
-        self._rules = [self._rule(name) for name in [self.base, *(name for name in RULES if name != self.base)]]
         for policy in (*self._rules, *([self._lead] if self._lead else [])):
             policy.reset(layout, seed)
 

@@ -66,7 +66,7 @@ def group_seconds(view, group, head, g, k):  # type: ignore[no-untyped-def]
             tokens += remaining_tokens(view.queue[q])
             longest = max(longest, remaining_tokens(view.queue[q]))
             count += 1.0
-    return prefill + max(longest, tokens / min(count, 16.0)) * view.pairs[head, g].token_s[k]
+    return prefill + max(longest, tokens / min(count, view.memory.seats)) * view.pairs[head, g].token_s[k]
 
 
 @part

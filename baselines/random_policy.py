@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmsched_env.action import ActionLayout
+from mmsched_env.errors import ConfigError
 
 
 class RandomPolicy:
@@ -23,9 +24,16 @@ class RandomPolicy:
     ----------
     change_share
         Probability of drawing among PREEMPT and OFFLOAD, if any is legal.
+
+    Raises
+    ------
+    ConfigError
+        A share that is no probability.
     """
 
     def __init__(self, change_share: float = 0.02) -> None:
+        if not isinstance(change_share, int | float) or not 0 <= change_share <= 1:
+            raise ConfigError(f"random: change_share is {change_share!r}; accepted: a number in [0, 1]")
         self.change_share = change_share
 
     def reset(self, layout: ActionLayout, seed: int) -> None:

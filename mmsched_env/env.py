@@ -15,12 +15,12 @@ from . import metrics, observation
 from .config import EnvConfig, env_config
 from .core import Simulation, Snapshot
 from .errors import ConfigError, MmschedError
+from .rendering import MODES
 from .reward import TERMS
 from .workload.splits import is_training_seed
 from .workload.trace import RequestTrace
 
 Observation = dict[str, NDArray[Any]]
-RENDER_MODES = ("ansi", "rgb_array")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class ServingEnv(gym.Env[Observation, np.int64]):
     Empty GPUs and host RAM, at the first arrival of the trace.
 
     ## Episode End
-    Termination: every request of the trace is finished. Truncation: `sim.max_time_s` or `sim.max_steps` is reached.
+    Termination: every request of the trace is finished or dropped. Truncation: `sim.max_time_s` or `sim.max_steps` is reached.
 
     ## Arguments
     `gymnasium.make("mmsched/Serving-v0", config=..., render_mode=...)`
@@ -84,11 +84,11 @@ class ServingEnv(gym.Env[Observation, np.int64]):
     * v0: first version.
     """
 
-    metadata = {"render_modes": list(RENDER_MODES), "render_fps": 4}  # noqa: RUF012 (Gymnasium's own convention)
+    metadata = {"render_modes": list(MODES), "render_fps": 4}  # noqa: RUF012 (Gymnasium's own convention)
 
     def __init__(self, config: EnvConfig | Mapping[str, Any] | None = None, render_mode: str | None = None) -> None:
-        if render_mode is not None and render_mode not in RENDER_MODES:
-            raise ConfigError(f"render_mode is {render_mode!r}; accepted: None, {', '.join(RENDER_MODES)}")
+        if render_mode is not None and render_mode not in MODES:
+            raise ConfigError(f"render_mode is {render_mode!r}; accepted: None, {', '.join(MODES)}")
         self.config = env_config(config)
         self.render_mode = render_mode
         self.simulation = Simulation(self.config, 1, logging=True)

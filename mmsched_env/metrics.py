@@ -64,13 +64,31 @@ def weighted_flow_time(records: NDArray[np.void], until_s: float) -> float:
     return float(np.sum((records["weight"] * (end - records["arrival_s"]))[arrived]))
 
 
-def summary(records: NDArray[np.void], state: Any) -> dict[str, float]:
-    """One episode in numbers; `state` is its STATE record. Latencies in ms, as vLLM prints them."""
-    rows = per_request(records)
+def charged_mean_e2e_ms(records: NDArray[np.void]) -> float:
+    """Weighted mean E2E in ms of all that ended, a dropped request charged as the reward charges it.
+
+    What policies are chosen by: the mean over finished requests alone would praise one that has its long ones dropped.
+    """
+    dropped = records["phase"] == DROPPED
+    ended = dropped | (records["phase"] == DONE)
+    end = np.where(dropped, records["charged_until_s"], records["finish_s"])
+    weight = records["weight"][ended]
+    return 1e3 * _ratio(float((weight * (end - records["arrival_s"])[ended]).sum()), float(weight.sum()))
+
+
+def summary(records: NDArray[np.void], state: Any, skip: int = 0) -> dict[str, float]:
+    """One episode in numbers; `state` is its STATE record. Latencies in ms, as vLLM prints them.
+
+    The first `skip` requests are left out (warm-up). Loads, unloads, preemptions, offloads and busy GPUs are the whole
+    episode's, whatever is left out, and `loads_per_100` and `gpu_busy_share` (of the GPUs that were ever busy) go by it.
+    """
+    whole_count = int((records["phase"] != FUTURE).sum())
+    whole_s = float(state["now"]) - float(records["arrival_s"][0]) if whole_count else 0.0
+    rows = per_request(records[skip:])
     arrived = rows["arrived"]
     count = int(arrived.sum())
     done = rows["finished"]
-    seconds = float(state["now"]) - float(records["arrival_s"][0]) if count else 0.0
+    seconds = float(state["now"]) - float(rows["arrival_s"][0]) if count else 0.0
     gpu_busy = np.asarray(state["gpu_busy_s"], np.float64)
     weight = rows["weight"][done]
     out = {
@@ -87,12 +105,12 @@ def summary(records: NDArray[np.void], state: Any) -> dict[str, float]:
         "mean_queue_ms": 1e3 * _mean(rows["queue_s"][done]),
         "mean_load_ms": 1e3 * _mean(rows["load_s"][done]),
         "loads": float(state["num_loads"]),
-        "loads_per_100": 100 * _ratio(float(state["num_loads"]), count),
+        "loads_per_100": 100 * _ratio(float(state["num_loads"]), whole_count),
         "failed_loads": float(state["num_failed_loads"]),
         "unloads": float(state["num_unloads"]),
         "preemptions": float(state["num_preempted"]),
         "offloads": float(state["num_resizes"]),
-        "gpu_busy_share": _ratio(float(gpu_busy.sum()), seconds * max(1, int(np.count_nonzero(gpu_busy)))),
+        "gpu_busy_share": _ratio(float(gpu_busy.sum()), whole_s * max(1, int(np.count_nonzero(gpu_busy)))),
     }
     for name in ("ttft", "tpot", "e2e"):
         values = 1e3 * rows[f"{name}_s"][done]

@@ -120,7 +120,7 @@ class ServingVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[np.floa
     def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
         if seed is None:
             return [None] * self.num_envs
-        if isinstance(seed, SupportsIndex):
+        if isinstance(seed, SupportsIndex) and not isinstance(seed, np.ndarray):
             return [operator.index(seed) + i for i in range(self.num_envs)]
         return [None if entry is None else operator.index(entry) for entry in seed]
 

@@ -126,7 +126,10 @@ def contenders_of(entries: Any) -> list[Contender]:
     for entry in entries:
         if isinstance(entry, Mapping) and "checkpoints" in entry:
             rest = {key: value for key, value in entry.items() if key not in ("name", "checkpoints")}
-            members = tuple({"name": path, **rest} for path in entry["checkpoints"])
+            paths = entry["checkpoints"]
+            if not isinstance(paths, list) or not paths:
+                raise ConfigError(f"checkpoints is {paths!r}; accepted: a list such as [a/best.json,b/best.json]")
+            members = tuple({"name": path, **rest} for path in paths)
             for member in members:
                 make_policy(member)
             contenders.append(Contender(str(entry.get("name", "learned")), members))

@@ -1,7 +1,7 @@
 """A cell is one episode of one policy in one scenario: run, kept in a file of its own, and not run again if that is there.
 
 So an evaluation that was stopped goes on where it was, and one with more traces or policies runs only what is new. A file
-counts only if everything the cell depends on is the same: configuration, profiles, policy, seed and the code itself.
+counts only if everything the cell depends on is the same: configuration, recorded traces, profiles, policy, seed and the code itself.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .policies import make_policy
 from .rollout import run_episode
 
 ROOT = Path(__file__).parents[1]
-CODE = ("*.py", "sim", "costmodel", "workload", "evaluation/rollout.py", "baselines", "agents")
+CODE = ("*.py", "sim", "costmodel", "workload", "evaluation/rollout.py", "baselines", "agents", "conf/policy")
 META = b"mmsched"
 
 
@@ -154,7 +154,9 @@ def fingerprint(cell: Cell) -> str:
     config = env_config(json.loads(cell.config))
     profiles = profile_hash(config.cluster.gpus, config.cluster.hosts, config.models.names)
     plain = replace(cell, folder=Path(), policy="", scenario="")
-    parts = [str(vars(plain)), profiles, _files(cell.entry), code_hash()]
+    record = getattr(config.workload, "path", None)
+    recorded = _contents(_signature(Path(record))) if record else ""
+    parts = [str(vars(plain)), profiles, recorded, _files(cell.entry), code_hash()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -174,15 +176,33 @@ def _files(entry: str) -> str:
     return " ".join(digests)
 
 
+def _signature(place: Path) -> tuple[tuple[str, int, int], ...]:
+    """Every file of a record, with its size and when it was written: what has not changed is not read again."""
+    files = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
+    return tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file())
+
+
+@lru_cache(maxsize=16)
+def _contents(signature: tuple[tuple[str, int, int], ...]) -> str:
+    """Hash of a record's files."""
+    digest = hashlib.sha256()
+    for path, *_ in signature:
+        with Path(path).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
 @lru_cache(maxsize=1)
 def code_hash() -> str:
-    """Hash of the sources that an episode runs through."""
+    """Hash of the sources that an episode runs through, and of the settings that policies have without being given any."""
     digest = hashlib.sha256()
     for part in CODE:
         place = ROOT / part
         # in a checkout the folders of policies lie beside the package, installed inside it
         beside = ROOT.parent / part
-        found = place.rglob("*.py") if place.is_dir() else beside.rglob("*.py") if beside.is_dir() else ROOT.glob(part)
+        folder = place if place.is_dir() else beside
+        found = folder.rglob("*") if folder.is_dir() else ROOT.glob(part)
         for path in sorted(found):
-            digest.update(path.name.encode() + path.read_bytes())
+            if path.suffix in (".py", ".yaml"):
+                digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()

@@ -114,9 +114,12 @@ def print_table(table: Table) -> None:
 
 def write_parquet(path: Path, tables: Sequence[pa.Table]) -> None:
     """All requests of all episodes, atomically. Same results, same bytes: no time stamps inside."""
-    temporary = path.with_suffix(".parquet.part")
-    pq.write_table(pa.concat_tables(tables), temporary, compression="zstd")
-    temporary.replace(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        pq.write_table(pa.concat_tables(tables), temporary, compression="zstd")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -65,7 +65,7 @@ def run_episode(simulation: Simulation, policy: Policy, trace: RequestTrace, see
         if compiled is not None and decisions >= TIMED_FIRST:
             decisions += compiled.play(simulation, STRETCH)
         ended = bool(outcome["terminated"] or outcome["truncated"])
-    records = simulation.episode_requests(0)[skip:]
-    summary = metrics.summary(records, simulation.state[0])
+    records = simulation.episode_requests(0)
+    summary = metrics.summary(records, simulation.state[0], skip)
     summary["decisions"] = float(decisions)
-    return Episode(metrics.per_request(records), summary, np.array(decision_s))
+    return Episode(metrics.per_request(records[skip:]), summary, np.array(decision_s))

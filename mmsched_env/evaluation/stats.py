@@ -26,10 +26,6 @@ class Difference:
     low: float
     high: float
 
-    @property
-    def off_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
-
 
 def paired_difference(ours: ArrayLike, reference: ArrayLike, seed: int = 0) -> Difference:
     """`ours` - `reference` with a 95 % bootstrap interval.

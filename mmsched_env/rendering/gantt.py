@@ -340,7 +340,9 @@ def _draw_queue(axes: Axes, story: Timeline, names: _Names, layout: _Layout) -> 
 
     queued = story.queued
     times = np.concatenate([[layout.start_s], queued.times_s, [story.end_s]])
-    values = np.vstack([np.zeros_like(queued.values[:1]), queued.values, queued.values[-1:]])[:, : len(names.models)]
+    nobody = np.zeros((1, queued.values.shape[1]), queued.values.dtype)
+    values = np.vstack([nobody, queued.values])
+    values = np.vstack([values, values[-1:]])[:, : len(names.models)]
     colors = [_shade(model_color(m), 0.85) for m in range(len(names.models))]
     axes.stackplot(times, values.T, colors=colors, step="post", linewidth=0)
     seen = (times >= layout.start_s) & (times <= layout.end_s)

@@ -107,7 +107,7 @@ def read_log(log: NDArray[np.void], end_s: float, num_instances: int, num_models
         end_s=end_s,
         intervals=tuple(_intervals(log, end_s, num_instances)),
         transfers=tuple(_transfers(log, end_s)),
-        queued=_counts(log, (events.ARRIVE, events.PREEMPT), (events.DISPATCH,), "model", num_models),
+        queued=_counts(log, (events.ARRIVE, events.PREEMPT), (events.DISPATCH, events.DROP), "model", num_models),
         seated=_counts(log, (events.DISPATCH,), (events.FINISH, events.PREEMPT), "instance", num_instances),
     )
 

@@ -29,7 +29,8 @@ def leaderboard(run: Run, scenario: str) -> Figure:
     result, policies = run.summary["scenarios"][scenario], run.policies
     figure, (left, right) = _axes(2, height=0.9 + 0.32 * len(policies))
     rows = np.arange(len(policies))[::-1]
-    means = [result["mean"][p]["mean_e2e_ms"] / 1e3 for p in policies]
+    found = [result["mean"][p]["mean_e2e_ms"] for p in policies]
+    means = [np.nan if mean is None else mean / 1e3 for mean in found]  # None: no request was finished
     left.barh(rows, means, color=_colours(len(policies)))
     for y, value in zip(rows, means, strict=True):
         left.text(value, y, f" {value:.1f}", va="center", fontsize=8, color=INK)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def _timelines(run: Run, scenario: str, out: Path, stem: str, files: list[Path],
     for one in played:
         name = "".join(c if c.isalnum() or c in "-_." else "-" for c in one.policy)
         files.append(out / f"{stem}-timeline-{name}.png")
-        gantt_figure(one.simulation, 0).savefig(files[-1], metadata={"Software": None})
+        _save(gantt_figure(one.simulation, 0), files[-1])
     caption = "The first trace under the best policies: slots over time; hatched: loading, pale: idle. Drag to zoom, double-click to zoom out."
     div = timelines(played).to_html(include_plotlyjs=False, full_html=False, div_id=f"timelines-{stem}")
     return f"<h3>Timelines</h3><figcaption>{caption}</figcaption>{div}"
@@ -108,13 +109,23 @@ def _timelines(run: Run, scenario: str, out: Path, stem: str, files: list[Path],
 
 def _picture(figure: Figure, words: str | None, path: Path, files: list[Path]) -> str:
     """Save the picture, and give it for the page as SVG in a data address."""
-    figure.savefig(path, dpi=DPI, metadata={"Software": None})
+    _save(figure, path, dpi=DPI)
     files.append(path)
     drawn = io.StringIO()
     figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
     data = base64.b64encode(drawn.getvalue().encode()).decode()
     text = html.escape((words or "").splitlines()[0])
     return f'<figure><img alt="{text}" src="data:image/svg+xml;base64,{data}"><figcaption>{text}</figcaption></figure>'
+
+
+def _save(figure: Figure, path: Path, **how: Any) -> None:
+    """As PNG, atomically."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        figure.savefig(temporary, format="png", metadata={"Software": None}, **how)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _table(frame: pd.DataFrame) -> str:

@@ -227,7 +227,7 @@ STATE: tuple[Field, ...] = (
     ("resource_dirty", "R", "i1", "1: its shares must be computed again"),
     ("crossing", "U", "i4", "scratch: the units that cross a resource"),
     # counters for reports
-    ("gpu_busy_s", "G", "f8", "s with at least one iteration"),
+    ("gpu_busy_s", "G", "f8", "s with at least one iteration that uses the GPU"),
     ("num_loads", "", "i4", "count"),
     ("num_failed_loads", "", "i4", "loads given up because the true footprint did not fit"),
     ("num_unloads", "", "i4", "count"),

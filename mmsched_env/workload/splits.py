@@ -29,7 +29,7 @@ def seed_of(split: str, index: int, key: str = "seed") -> int:
     """
     if split not in SEEDS:
         raise unknown_name("split", split, SEEDS)
-    if not 0 <= index < len(SEEDS[split]):
+    if not isinstance(index, int) or not 0 <= index < len(SEEDS[split]):
         raise ConfigError(f"{key} is {index!r}; accepted: a whole number in [0, {len(SEEDS[split])}) for split={split}")
     return SEEDS[split][index]
 

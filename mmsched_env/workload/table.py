@@ -21,8 +21,6 @@ from mmsched_env.errors import TraceError
 from .lines import MAX_ROWS, file_stamp, text_lines
 from .trace import COLUMNS, Column
 
-FIRST_ROW = 2
-"""line number of the first request in a file"""
 BLOCK = 1 << 12
 """rows converted at once: few enough for their text to stay in the processor's cache"""
 MAX_NAMES = 100_000

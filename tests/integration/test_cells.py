@@ -12,6 +12,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from mmsched_env.config import EnvConfig
+from mmsched_env.core import Simulation
+from mmsched_env.evaluation.policies import make_policy
+from mmsched_env.evaluation.rollout import run_episode
+from mmsched_env.workload import GeneratorConfig
+
 ASKED = ["policies=[fcfs,mect]", "workload.num_requests=30", "episodes=4", "out=run"]
 
 
@@ -76,6 +82,31 @@ def test_warmup_is_served_but_not_measured(tmp_path: Path) -> None:
     everything = pq.read_table(tmp_path / "run" / "requests.parquet").to_pandas()
     later = everything.groupby(["policy", "episode"], sort=False).tail(24)
     assert measured["e2e_s"].tolist() == later["e2e_s"].tolist()
+
+
+def test_loads_and_busy_gpus_are_the_whole_episodes_whatever_is_measured() -> None:
+    simulation = Simulation(EnvConfig(), 1)
+    trace = GeneratorConfig(num_requests=40).sample(1, simulation.config.models.names)
+    whole, late = (run_episode(simulation, make_policy("mect")[1], trace, 1, skip).summary for skip in (0, 20))
+    for name in ("loads", "loads_per_100", "gpu_busy_share"):
+        assert whole[name] == late[name]
+    assert (whole["num_requests"], late["num_requests"]) == (40, 20)
+
+
+def test_another_record_under_the_same_name_is_another_cell(tmp_path: Path) -> None:
+    record = tmp_path / "trace.csv"
+    header, *lines = ["arrival_s,model,prompt_tokens,output_tokens", *(f"{t},llama-3-8b-f16,100,20" for t in range(5))]
+
+    def mean(rows: list[str]) -> float:
+        record.write_text("\n".join([header, *rows]) + "\n")
+        asked = ["policies=[fcfs]", "workload=file", f"workload.path={record}", "episodes=1", "out=run"]
+        line = [sys.executable, "-m", "mmsched_env", "evaluate", *asked]
+        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        return float(pq.read_table(tmp_path / "run" / "requests.parquet").to_pandas()["output_tokens"].mean())
+
+    assert mean(lines) == 20
+    assert mean([line.replace(",20", ",40") for line in lines]) == 40
 
 
 def test_loads_and_bad_values(tmp_path: Path) -> None:

@@ -34,8 +34,8 @@ from mmsched_env.agents.loader import load_policy
 from mmsched_env.agents.rollouts import Explorer
 from mmsched_env.agents.sb3_vec_env import ServingSB3VecEnv
 from mmsched_env.agents.train import train
-from mmsched_env.agents.validation import Validator
-from mmsched_env.config import ClusterConfig, EnvConfig, ModelsConfig
+from mmsched_env.agents.validation import Validation, Validator
+from mmsched_env.config import ClusterConfig, EnvConfig, ModelsConfig, SimConfig
 from mmsched_env.core import Simulation
 from mmsched_env.errors import ConfigError
 from mmsched_env.evaluation.rollout import run_episode
@@ -152,6 +152,38 @@ def test_resume_starts_from_the_checkpoints_weights(tmp_path):
     result = train(configuration(tmp_path, resume=True))  # nothing left to do
     for name, value in weights(tmp_path / "checkpoints" / "000000512.zip").items():
         torch.testing.assert_close(value, weights(result.checkpoint)[name], rtol=0, atol=0)
+
+
+def test_resume_keeps_the_best_of_before(tmp_path, monkeypatch):
+    validated = {"validate_every": 256, "validation_episodes": 2}
+    first = train(configuration(tmp_path, **validated))
+    assert np.isfinite(first.best_score)
+    best = (tmp_path / "best.zip").read_bytes()
+    monkeypatch.setattr(Validation, "score", property(lambda _: first.best_score + 1))
+    again = train(configuration(tmp_path, total_steps=1024, resume=True, **validated))
+    assert again.best_score == first.best_score and (tmp_path / "best.zip").read_bytes() == best
+    without = train(configuration(tmp_path, total_steps=1024, resume=True))
+    assert np.isnan(without.best_score)
+
+
+def test_resume_of_a_run_without_a_step_begins_anew(tmp_path):
+    """One that was stopped before PPO, or has none, has no episodes to go on with."""
+    fresh = train(configuration(tmp_path, total_steps=0))
+    again = train(configuration(tmp_path, resume=True))
+    assert (fresh.num_steps, again.num_steps) == (0, 512)
+    for name, value in weights(train(configuration(tmp_path / "whole")).checkpoint).items():
+        torch.testing.assert_close(value, weights(again.checkpoint)[name], rtol=0, atol=0)
+
+
+def test_resume_refuses_another_number_of_environments_or_other_ones(tmp_path):
+    train(configuration(tmp_path))
+    with pytest.raises(ConfigError, match=r"has num_envs=4, not 8; accepted: 4"):
+        train(configuration(tmp_path, resume=True, num_envs=8))
+    other = dataclasses.replace(ENV, models=ModelsConfig(("llama-3-8b-f16", "phi-4-14b-q4_k_m")))
+    with pytest.raises(ConfigError, match=r"is of a run with another models.names in scenario 0"):
+        train(configuration(tmp_path, resume=True, envs=(other,)))
+    with pytest.raises(ConfigError, match="is of no run with these scenarios"):
+        train(configuration(tmp_path, resume=True, envs=(ENV, ENV)))
 
 
 def test_resume_refuses_other_groups_of_traces(tmp_path):
@@ -290,6 +322,20 @@ def test_gains_may_be_averaged_over_imagined_futures(warm):
         np.testing.assert_array_equal(found.observation["queue"], own.observation["queue"])
         assert not found.gains[found.candidates == found.candidates[:, :1]].any()
     assert 0 < np.abs(few.gains - many.gains).mean() < np.abs(one.gains - many.gains).mean()
+
+
+def test_an_episode_that_would_be_cut_off_says_nothing():
+    """Where a rollout ended for its number of decisions, what had not been served by then would have cost nothing."""
+    cut = dataclasses.replace(BUSY, sim=SimConfig(max_steps=20))
+    settings = ImprovementConfig(states=24, width=4, share=1.0)
+    network = load_policy(PRETRAINED / "default-v0.zip").network
+    advisers = ("composite", "mect", "least_loaded")
+    explorer = Explorer(cut, advisers, settings, seed=3, num_envs=4)
+    assert explorer.gather(network, 24).gains.any()
+    assert (explorer.branches.outcomes["terminated"] == 1).all() and explorer.branches.state["num_steps"].max() > 20
+    unsettled = Explorer(BUSY, advisers, settings, seed=3, num_envs=4)
+    unsettled.roller.rule.play_batch = lambda *_: None  # a rollout of no decision
+    assert not unsettled.gather(network, 24).gains.any()
 
 
 @pytest.mark.slow

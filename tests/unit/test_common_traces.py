@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmsched_env.agents import train as train_module
 from mmsched_env.agents.common_traces import input_dependent_baseline
 from mmsched_env.agents.config import AgentConfig, TrainConfig
+from mmsched_env.agents.ppo import AnchoredPPO
 from mmsched_env.agents.sb3_vec_env import ServingSB3VecEnv
 from mmsched_env.agents.train import make_model, make_venv
 from mmsched_env.config import EnvConfig, SimConfig
@@ -103,6 +105,32 @@ def test_training_takes_it_off_the_advantages_and_not_off_the_returns():
     baseline = input_dependent_baseline(returns - values, buffer.episodes, buffer.times_s, 2)
     assert (baseline != 0).mean() > 0.5
     np.testing.assert_allclose(advantages, returns - values - baseline, atol=1e-4)
+
+
+def test_a_group_plays_the_same_traces_after_an_imitation_too(tmp_path, monkeypatch):
+    """In which some of a group end more episodes than the others."""
+    seen = []
+
+    def learn(model, *_, **__):
+        model.env.reset()
+        parts = [part.venv for part in model.env.parts]
+        seen.extend(part.serving.simulation.requests["arrival_s"].copy() for part in parts)
+        assert parts[0].common_traces == 2
+        return model
+
+    def imitate(model, *_):
+        model.env.reset()
+        model.env.parts[0].venv.serving._rngs[1].random()  # as if it had begun another episode
+
+    monkeypatch.setattr(AnchoredPPO, "learn", learn)
+    monkeypatch.setattr(train_module, "imitate", imitate)
+    agent = dataclasses.replace(AgentConfig(), n_steps=64, batch_size=64, net_arch=(8,), advisers=(), common_traces=2)
+    settings = {"num_envs": 4, "agent": agent, "run_dir": str(tmp_path), "validate_every": 0, "total_steps": 256}
+    train_module.train(TrainConfig(envs=(SHORT,), **settings))
+    (arrivals,) = seen
+    np.testing.assert_array_equal(arrivals[0], arrivals[1])
+    np.testing.assert_array_equal(arrivals[2], arrivals[3])
+    assert not np.array_equal(arrivals[0], arrivals[2])
 
 
 def test_groups_must_come_out_even():

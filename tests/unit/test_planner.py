@@ -223,3 +223,8 @@ def test_a_planner_needs_its_simulation_and_a_base_rule() -> None:
     for name in ("samples", "batch", "arrivals", "width", "max_rounds"):
         with pytest.raises(ConfigError, match=f"^planner: {name} is 0; accepted: at least 1$"):
             make_policy({"name": "planner", name: 0})
+    for name in ("horizon_s", "caution", "sigma"):
+        with pytest.raises(ConfigError, match=f"^planner: {name} is -1; accepted: at least 0$"):
+            make_policy({"name": "planner", name: -1})
+    with pytest.raises(ConfigError, match=r"policy planner .*unexpected keyword argument 'nope'"):
+        make_policy({"name": "planner", "base_settings": {"nope": 1}})

@@ -59,6 +59,12 @@ def test_timeline_agrees_with_the_state(seed: int, steps: int) -> None:
     assert story.queued.values.min(initial=0) >= 0 and story.seated.values.min(initial=0) >= 0
 
 
+def test_a_picture_before_the_first_arrival() -> None:
+    simulation = Simulation(EnvConfig(), 1, logging=True)
+    picture = gantt_array(simulation, 0)
+    assert picture.ndim == 3 and picture.std() > 0
+
+
 @pytest.mark.parametrize(("seed", "steps"), [(0, 400), (1, 37), (2, 111), (3, 250)])
 def test_intervals_of_a_slot_never_overlap_and_end_as_the_state_is(seed: int, steps: int) -> None:
     simulation = episode(seed, steps)
