@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test test-all lint clean
 
 demo: $(INSTALLED)
-	$(BIN)/python -m mmsched_env train experiment=demo out=runs/demo/train
+	$(BIN)/python -m mmsched_env train experiment=demo resume=true out=runs/demo/train
 	$(BIN)/python -m mmsched_env evaluate "policies=[fcfs,random,least_loaded,mect,preemptive,composite,agents/pretrained/default-v0.zip,runs/demo/train/best.zip]" out=runs/demo/evaluate
 	$(BIN)/python -m mmsched_env evaluate "policies=[mect,composite,agents/pretrained/one-gpu.json]" scenarios=[swap-thrash] tuned=true episodes=40 out=runs/demo/swap
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from mmsched_env import hydra_app
 from mmsched_env.config import build
+from mmsched_env.errors import ConfigError
 
 from .config import TrainConfig
 
@@ -26,9 +28,13 @@ def run(config: DictConfig) -> float:
     if config.scenarios is not None:
         composed = [hydra_app.with_scenario(COMMAND, str(name)) for name in config.scenarios]
     envs = tuple(hydra_app.env_config_of(scenario) for scenario in composed)
+    settings = build(TrainConfig, own | {"envs": envs, "run_dir": hydra_app.output_folder()})
+    latest = Path(settings.run_dir) / "latest.zip"
+    if latest.exists() and not settings.resume:
+        raise ConfigError(f"{latest} is there already; accepted: resume=true, which goes on with it, or another out")
     from .train import train  # torch takes seconds to import: not for a wrong setting or --help
 
-    result = train(build(TrainConfig, own | {"envs": envs, "run_dir": hydra_app.output_folder()}))
+    result = train(settings)
     if result.stopped:
         raise SystemExit(130)
     print(f"trained {result.num_steps:,} steps: {result.checkpoint}")

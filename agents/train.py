@@ -117,6 +117,7 @@ def _validations(config: TrainConfig, model: Model, serving: Sequence[ServingSB3
     if not config.validate_every:
         return None
     validator = Validator(config.envs, config.validation_episodes, config.validation_line, config.agent.advisers)
+    validator.line()  # a rule that cannot be used is said before the work
     return Validations(validator, config.validate_every, partial(keep_best, model, serving, config), network_of)
 
 
@@ -367,6 +368,8 @@ def require_run(path: Path, checkpoint: Checkpoint, serving: Sequence[ServingSB3
     for at, (saved, env) in enumerate(zip(checkpoint.envs, config.envs, strict=True)):
         if key := _first_difference(saved, as_json(_values(env))):
             raise ConfigError(f"checkpoint {path} is of a run with another {key} in scenario {at}; accepted: the same")
+    if key := _first_difference(checkpoint.agent, as_json(dataclasses.asdict(config.agent)), "agent"):
+        print(f"resume: {key} is another than the run began with", file=sys.stderr)
     counts = [len(part["generators"]) for part in checkpoint.resume[1]["parts"]]
     if counts != [part.num_envs for part in serving]:
         raise ConfigError(

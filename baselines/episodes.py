@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
 from os import cpu_count
 from typing import Any
 
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 from mmsched_env import metrics
 from mmsched_env.config import EnvConfig
 from mmsched_env.core import Simulation, Snapshot
+from mmsched_env.workers import worker_pool
 from mmsched_env.workload.splits import seed_of
 
 from .base import RulePolicy
@@ -115,11 +114,5 @@ def players(envs: Sequence[EnvConfig], settings: Mapping[str, Any], processes: i
         yield lambda tasks: map(player, tasks)
         return
     Player(envs, settings)(Task((0.0,) * GENES, 0, "train", 0, 1))  # compiles for all
-    arguments = (envs, settings)
-    # spawn: the same in every system, and no half-copied threads of Numba
-    with ProcessPoolExecutor(count, get_context("spawn"), _begin, arguments) as pool:
-        try:
-            yield lambda tasks: pool.map(_play, tasks)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with worker_pool(count, _begin, envs, settings) as pool:
+        yield lambda tasks: pool.map(_play, tasks)

@@ -28,7 +28,7 @@ from mmsched_env import hydra_app
 from mmsched_env.config import EnvConfig, build
 from mmsched_env.errors import ConfigError, unknown_name
 from mmsched_env.evaluation.cells import code_hash
-from mmsched_env.evaluation.policies import policy_settings
+from mmsched_env.evaluation.policies import make_policy, policy_settings
 from mmsched_env.evaluation.report import write_text
 from mmsched_env.evaluation.tuned import tuned_entry
 
@@ -37,6 +37,8 @@ from .evolved import FORMAT
 from .genes import GENES, GROUP_OF, GROUPS, policy_of
 
 COMMAND = "evolve"
+WIDEST = 10.0
+"""`sigma` at most: a weight of 1 is a factor of e already"""
 HOPELESS = 1e9
 """what counts as mean E2E over the rule's where an episode does not end"""
 
@@ -68,8 +70,8 @@ class EvolveConfig:
         for group in self.learn or ("",):
             if group not in GROUPS:
                 raise unknown_name("group of `learn`", group, GROUPS)
-        if not 0 < self.sigma < math.inf:
-            raise ConfigError(f"sigma is {self.sigma}; accepted: a number above 0")
+        if not 0 < self.sigma <= WIDEST:
+            raise ConfigError(f"sigma is {self.sigma}; accepted: a number above 0, at most {WIDEST:g}")
 
     @property
     def identity(self) -> str:
@@ -120,7 +122,10 @@ class Search:
         """
         if not self.history.is_file():
             return
-        stored = json.loads(self.history.read_text())
+        try:
+            stored = json.loads(self.history.read_text())
+        except ValueError:
+            raise ConfigError(f"{self.history} is damaged; accepted: another `out`, or without it") from None
         if stored["search"] != json.loads(self.config.identity):
             raise ConfigError(
                 f"{self.history} is of another search; accepted: the settings and the code it began with, or another `out`"
@@ -253,7 +258,9 @@ def _first_settings(scenarios: Sequence[str], tuned: bool, given: Mapping[str, A
     for key in given:
         if key not in known:
             raise unknown_name("setting of policy composite", str(key), known)
-    return {**known, **found, **given}
+    settings = {**known, **found, **given}
+    make_policy({"name": "composite", **settings})  # raises for a value that is none
+    return settings
 
 
 def main(arguments: Sequence[str]) -> None:

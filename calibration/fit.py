@@ -14,6 +14,7 @@ import numpy as np
 
 from mmsched_env.costmodel.number import Curve, Number
 from mmsched_env.costmodel.profile import PROFILES, FitError, GpuProfile, HostProfile
+from mmsched_env.files import usable_folder
 
 from .atomic import write_atomic
 from .evidence import (
@@ -39,8 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--measurements", type=Path, default=MEASUREMENTS, help="folder of measurement tables (CSV)")
     parser.add_argument("--out", type=Path, default=PROFILES, help="folder to write gpus/ and hosts/ into")
     args = parser.parse_args(argv)
+    out = usable_folder(args.out, "--out")
     for kind, profile in fit_all(args.measurements):
-        path = args.out / f"{kind}s" / f"{profile.name}.yaml"
+        path = out / f"{kind}s" / f"{profile.name}.yaml"
         write_atomic(path, to_yaml(kind, profile))
         print(summary(profile))
     return 0

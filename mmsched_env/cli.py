@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
+import threading
 from collections.abc import Sequence
+from typing import NoReturn
 
 COMMANDS = {
     "train": ("mmsched_env.agents.__main__", "train an agent: mmsched train experiment=smoke"),
@@ -53,6 +56,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if command not in COMMANDS:
         print(f"mmsched: error: unknown command '{command}'; accepted: {', '.join(COMMANDS)}", file=sys.stderr)
         raise SystemExit(2)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminated)
+    try:
+        _run(command, rest)
+    except KeyboardInterrupt:
+        print("mmsched: stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _terminated(*_: object) -> NoReturn:
+    print("mmsched: stopped", file=sys.stderr)
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+def _run(command: str, rest: Sequence[str]) -> None:
     try:
         module = importlib.import_module(COMMANDS[command][0])
     except ModuleNotFoundError as error:

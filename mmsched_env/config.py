@@ -70,6 +70,9 @@ class ModelsConfig:
         _require(len(set(self.names)) == len(self.names), "models.names", self.names, "no name twice")
 
 
+MOST = 4096
+"""of what there is a row for in every observation"""
+MOST_STEPS = 2**62
 MOST_HOSTS = 127
 """a request's record has a byte for the number of one"""
 
@@ -92,7 +95,8 @@ class LimitsConfig:
 
     def __post_init__(self) -> None:
         for name in ("queue", "gpus", "hosts", "models", "slots", "batch"):
-            _require(getattr(self, name) >= 1, f"limits.{name}", getattr(self, name), "a whole number >= 1")
+            ok = 1 <= getattr(self, name) <= MOST
+            _require(ok, f"limits.{name}", getattr(self, name), f"a whole number in [1, {MOST}]")
         _require(self.hosts <= MOST_HOSTS, "limits.hosts", self.hosts, f"at most {MOST_HOSTS}")
         ok = all(0 <= x <= 1 for x in self.levels) and list(self.levels) == sorted(set(self.levels))
         _require(ok and len(self.levels) >= 1, "limits.levels", self.levels, "rising shares in [0, 1]")
@@ -137,14 +141,16 @@ class SimConfig:
             ("resize_mode", RESIZE_MODES),
         ):
             _require(getattr(self, key) in accepted, f"sim.{key}", getattr(self, key), " or ".join(accepted))
-        _require(self.ubatch_tokens >= 1, "sim.ubatch_tokens", self.ubatch_tokens, "a whole number >= 1")
+        ok = 1 <= self.ubatch_tokens < 2**31
+        _require(ok, "sim.ubatch_tokens", self.ubatch_tokens, "a whole number in [1, 2**31)")
         _require(self.drop_after > 0, "sim.drop_after", self.drop_after, "a number > 0, inf for never")
         finite = 0 <= self.drop_penalty < float("inf")
         _require(finite, "sim.drop_penalty", self.drop_penalty, "a number >= 0")
         noise = 0 <= self.memory_noise <= 1
         _require(noise, "sim.memory_noise", self.memory_noise, "a number from 0 to 1")
         _require(self.max_time_s > 0, "sim.max_time_s", self.max_time_s, "seconds > 0")
-        _require(self.max_steps >= 1, "sim.max_steps", self.max_steps, "a whole number >= 1")
+        ok = 1 <= self.max_steps <= MOST_STEPS
+        _require(ok, "sim.max_steps", self.max_steps, "a whole number in [1, 2**62]")
 
 
 @dataclass(frozen=True)

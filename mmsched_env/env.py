@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, SupportsInt, cast
+from typing import Any, SupportsIndex, cast
 
 import gymnasium as gym
 import numpy as np
@@ -115,20 +116,26 @@ class ServingEnv(gym.Env[Observation, np.int64]):
         self._started = True
         return self._observation(), self._info(illegal=False)
 
-    def step(self, action: SupportsInt) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: SupportsIndex) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Take one action and run to the next decision point with a choice.
 
         Raises
         ------
+        ConfigError
+            The action is no whole number.
         ValueError
             With `sim.strict_actions`, an illegal action.
         """
         if not self._started:
             raise gym.error.ResetNeeded("call reset() before step()")
-        index = int(action)
+        size = self.simulation.layout.size
+        try:
+            index = operator.index(action)
+        except TypeError:
+            raise ConfigError(f"action is {action!r}; accepted: a whole number in [0, {size})") from None
         if self.config.sim.strict_actions:
             require_legal(self.simulation, 0, index)
-        self._actions[0] = index
+        self._actions[0] = max(-1, min(index, size))  # beyond: as illegal as these
         outcome = self.simulation.step(self._actions)[0]
         info = self._info(illegal=bool(outcome.illegal))
         if outcome.terminated or outcome.truncated:

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from .config import EnvConfig, env_config
 from .errors import ConfigError, MmschedError, unknown_name
+from .files import usable_folder
 
 CONF = "mmsched_env.conf"
 
@@ -31,6 +32,7 @@ def run(command: str, task: Callable[[DictConfig], float | None], arguments: Seq
     What `task` returns is the value that a sweeper makes small.
     """
     arguments = expanded(arguments)
+    with_one_line_errors(lambda: check_out(arguments))
     sys.argv = [f"mmsched {command}", *arguments]
     if not any(argument.startswith("-") for argument in arguments):
         check_overrides(command, arguments)
@@ -51,6 +53,16 @@ def expanded(overrides: Sequence[str]) -> list[str]:
     lists = [(key, value) for key, _, value in parts if key in LISTS and value.startswith("[")]
     written = [template.format(value) for key, value in lists for template in LISTS[key]]
     return written + ["".join(part) for part in parts if (part[0], part[2]) not in lists]
+
+
+def check_out(overrides: Sequence[str]) -> None:
+    """Raises ConfigError if ``out=...`` cannot be a folder: Hydra makes it before the command is asked."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key == "out" and "$" not in value:  # nor a text with other settings in it
+            if value in ("", "null") or value[0] in "[{":
+                raise ConfigError(f"out is '{value}'; accepted: a folder")
+            usable_folder(value.strip("'\""))
 
 
 def check_overrides(command: str, overrides: Sequence[str]) -> None:

@@ -97,7 +97,10 @@ class ServingVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[np.floa
         """One action per environment; finished ones are reset within the step."""
         if not self._started:
             raise gym.error.ResetNeeded("call reset() before step()")
-        actions = np.asarray(actions, np.int64)
+        given = np.asarray(actions)
+        if given.dtype.kind not in "iu":
+            raise ConfigError(f"actions are of type {given.dtype}; accepted: whole numbers")
+        actions = given.astype(np.int64, copy=False)
         if actions.shape != (self.num_envs,):
             raise ConfigError(f"actions have shape {actions.shape}; accepted: ({self.num_envs},)")
         if self.config.sim.strict_actions:

@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,13 +102,15 @@ def check(config: DictConfig) -> None:
         ("episodes", 1, "a whole number >= 1"),
         ("processes", 0, "a whole number >= 0 (0: one a CPU)"),
     ):
-        if not isinstance(config[key], int) or config[key] < low:
+        if not isinstance(config[key], int) or isinstance(config[key], bool) or config[key] < low:
             raise ConfigError(f"{key} is {config[key]!r}; accepted: {accepted}")
+    if not isinstance(config.tuned, bool):
+        raise ConfigError(f"tuned is {config.tuned!r}; accepted: true or false")
     if not isinstance(config.warmup, int | float) or not 0 <= config.warmup < 1:
         raise ConfigError(f"warmup is {config.warmup!r}; accepted: a share of the requests, from 0 to below 1")
     loads = config.loads
     if loads is not None and not (
-        isinstance(loads, ListConfig) and all(isinstance(load, int | float) for load in loads)
+        isinstance(loads, ListConfig) and len(loads) and all(isinstance(load, int | float) for load in loads)
     ):
         raise ConfigError(f"loads is {config.loads!r}; accepted: a list such as [0.5,0.7,0.9]")
 
@@ -199,8 +202,9 @@ def run_all(cells: Sequence[Cell], processes: int) -> None:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, transient=True, disable=not sys.stderr.isatty()) as progress:
         bar = progress.add_task("episodes", total=len(cells))
-        for _ in run_cells(cells, processes):
-            progress.advance(bar)
+        with closing(run_cells(cells, processes)) as running:  # closed: what is not begun is not run after an exception
+            for _ in running:
+                progress.advance(bar)
 
 
 def _print_trace(name: str, env: EnvConfig, seed: int) -> None:

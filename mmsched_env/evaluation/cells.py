@@ -10,11 +10,10 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ from ..config import env_config
 from ..core import Simulation
 from ..costmodel.profile import profile_hash
 from ..policy import Policy
+from ..workers import worker_pool
 from .policies import make_policy
 from .rollout import run_episode
 
@@ -79,7 +79,7 @@ def slug(text: str) -> str:
 # ---------------------------------------------------------------- running
 
 
-def run_cells(cells: Sequence[Cell], processes: int) -> Iterator[Cell]:
+def run_cells(cells: Sequence[Cell], processes: int) -> Generator[Cell, None, None]:
     """Run the cells whose files are not there; yields each as it is done, those that were there first."""
     todo = []
     for cell in cells:
@@ -93,15 +93,9 @@ def run_cells(cells: Sequence[Cell], processes: int) -> Iterator[Cell]:
             yield cell
         return
     yield _run(todo.pop(0))  # compiles, so that the others find it in the cache
-    # spawn: the same in every system, and no half-copied threads of torch or Numba
-    with ProcessPoolExecutor(min(processes, len(todo)), mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(_run, cell) for cell in todo]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with worker_pool(min(processes, len(todo))) as pool:
+        for future in as_completed([pool.submit(_run, cell) for cell in todo]):
+            yield future.result()
 
 
 def read(cell: Cell) -> Result:

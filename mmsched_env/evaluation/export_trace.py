@@ -10,10 +10,11 @@ from omegaconf import DictConfig
 
 from .. import hydra_app
 from ..core import Simulation
+from ..files import writable
 from ..rendering.chrome_trace import chrome_trace
 from ..workload.splits import seed_of
 from .policies import chosen_entry, make_policy
-from .report import writable, write_text
+from .report import write_text
 from .rollout import run_episode
 
 COMMAND = "export-trace"

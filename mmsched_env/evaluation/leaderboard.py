@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError
+from ..files import writable
 from ..hydra_app import with_one_line_errors
 from .policies import policy_names
-from .report import writable, write_text
+from .report import write_text
 from .stats import Difference, holm, interquartile_mean, p_value, paired_difference, probability_of_improvement
 from .tuned import LOOK_AHEAD
 

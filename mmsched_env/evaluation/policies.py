@@ -84,4 +84,13 @@ def _instantiate(name: str, settings: Mapping[str, Any]) -> Policy:
             raise error.__cause__ from None
         raise ConfigError(f"policy {name} with {dict(settings)}: {error.__cause__ or error}") from None
     assert isinstance(policy, Policy)
+    _check_numbers(name, policy)
     return policy
+
+
+def _check_numbers(name: str, policy: Policy) -> None:
+    """No number that a rule decides by may be negative: costs, factors, seconds and shares are none, and NaN compares with nothing."""
+    knobs: Any = getattr(policy, "knobs", None)
+    for key, value in knobs._asdict().items() if hasattr(knobs, "_asdict") else ():
+        if isinstance(value, float) and not value >= 0:
+            raise ConfigError(f"policy {name}: {key} is {value}; accepted: a number >= 0")

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from .. import __version__
-from ..errors import ConfigError
 from .stats import Difference
 
 COLUMNS = {
@@ -42,7 +42,7 @@ def comparison_table(
     scenario: str, reference: str, means: Mapping[str, Mapping[str, float]], versus: Mapping[str, Difference]
 ) -> Table:
     """One row a policy; the last column is mean E2E against the reference, paired by trace, with its interval."""
-    table = Table(title=scenario, title_justify="left")
+    table = Table(title=Text(scenario), title_justify="left")
     table.add_column("policy", no_wrap=True)
     for column in COLUMNS:
         table.add_column(column.replace("_", "_\n", 1) if len(column) > 9 else column, justify="right")
@@ -135,14 +135,6 @@ def write_text(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def writable(file: str) -> Path:
-    """A file that a command is asked to write, checked before the work. Raises ConfigError if its folder is not there."""
-    path = Path(file)
-    if path.is_dir() or not path.parent.is_dir():
-        raise ConfigError(f"file is '{file}'; accepted: a file in a folder that exists")
-    return path
 
 
 def _plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..files import usable_folder
 from ..hydra_app import with_one_line_errors
 from .page import write_report
 from .run import read_run
@@ -21,7 +22,8 @@ def report(arguments: Sequence[str]) -> None:
     args = parser.parse_args(arguments)
     if args.timelines < 0:
         parser.error(f"--timelines is {args.timelines}; accepted: a whole number >= 0")
-    page, *pictures = write_report(read_run(args.run), args.out or args.run / "report", args.timelines)
+    out = usable_folder(args.out or args.run / "report", "--out")
+    page, *pictures = write_report(read_run(args.run), out, args.timelines)
     print(f"wrote {page} and {len(pictures)} pictures beside it")
 
 

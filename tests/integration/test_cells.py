@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
 from mmsched_env.config import EnvConfig
 from mmsched_env.core import Simulation
@@ -31,6 +33,14 @@ def evaluate(cwd: Path, *more: str) -> subprocess.CompletedProcess[str]:
 
 def files(folder: Path) -> dict[str, float]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("cells/**/*.parquet")}
+
+
+def workers(parent: int) -> list[str]:
+    """Process ids of the pool's processes."""
+    found = subprocess.run(
+        ["pgrep", "-P", str(parent), "-f", "spawn_main"], capture_output=True, text=True, check=False
+    )
+    return found.stdout.split()
 
 
 def rows(folder: Path) -> bytes:
@@ -58,6 +68,52 @@ def test_killed_half_way_and_started_again(tmp_path: Path) -> None:
         for scenario in scenarios.values():
             del scenario["decision_us"]
     assert figures[0] == figures[1]
+
+
+@pytest.mark.skipif(
+    shutil.which("pgrep") is None or not Path("/proc").is_dir(), reason="looks at the system's processes"
+)
+def test_workers_end_with_the_process_they_work_for(tmp_path: Path) -> None:
+    long = [
+        sys.executable,
+        "-m",
+        "mmsched_env",
+        "evaluate",
+        "policies=[fcfs]",
+        "episodes=5000",
+        "out=run",
+        "processes=2",
+    ]
+    running = subprocess.Popen(long, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(files(tmp_path)) < 3 and running.poll() is None:
+        time.sleep(0.01)
+    working = workers(running.pid)
+    running.kill()
+    running.wait()
+    assert len(working) == 2
+    until = time.monotonic() + 30
+    while any((Path("/proc") / pid).exists() for pid in working) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not [pid for pid in working if (Path("/proc") / pid).exists()]
+
+
+def test_sigterm_ends_it_as_ctrl_c_does(tmp_path: Path) -> None:
+    long = [
+        sys.executable,
+        "-m",
+        "mmsched_env",
+        "evaluate",
+        "policies=[fcfs]",
+        "episodes=5000",
+        "out=run",
+        "processes=2",
+    ]
+    running = subprocess.Popen(long, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while len(files(tmp_path)) < 3 and running.poll() is None:
+        time.sleep(0.01)
+    running.terminate()
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 143 and said.endswith("mmsched: stopped\n"), said
 
 
 def test_processes_change_nothing_and_more_traces_run_only_what_is_new(tmp_path: Path) -> None:
@@ -95,7 +151,10 @@ def test_loads_and_busy_gpus_are_the_whole_episodes_whatever_is_measured() -> No
 
 def test_another_record_under_the_same_name_is_another_cell(tmp_path: Path) -> None:
     record = tmp_path / "trace.csv"
-    header, *lines = ["arrival_s,model,prompt_tokens,output_tokens", *(f"{t},llama-3-8b-f16,100,20" for t in range(5))]
+    header, *lines = [
+        "arrival_s,model,prompt_tokens,output_tokens",
+        *(f"{t},llama-3-8b-q4_k_m,100,20" for t in range(5)),
+    ]
 
     def mean(rows: list[str]) -> float:
         record.write_text("\n".join([header, *rows]) + "\n")

@@ -102,6 +102,11 @@ BAD = {
     "out of range": (["evaluate", "workload.rate_per_s=-1"], "workload.rate_per_s"),
     "nan": (["evaluate", "workload.rate_per_s=.nan"], "workload.rate_per_s"),
     "no episodes": (["evaluate", "episodes=0"], "episodes is 0"),
+    "settings of a rule that are none": (["evaluate", "policies=[{name: mect, resize_gain: -1}]"], "resize_gain is -1"),
+    "no load": (["evaluate", "loads=[]"], "loads is []; accepted: a list"),
+    "tuned that is neither": (["evaluate", "tuned=abc"], "tuned is 'abc'; accepted: true or false"),
+    "more rows than there is room for": (["evaluate", "limits.queue=100000000"], "limits.queue is 100000000"),
+    "a validation line that is none": (["train", "validation_line=nope"], "nope"),
     "seed that is no number": (["evaluate", "seed=a"], "seed is 'a'; accepted: a whole number"),
     "seed that is no whole number": (["evaluate", "seed=1.5"], "seed is 1.5; accepted: a whole number"),
     "policy of no checkpoints": (["evaluate", "policies=[{name: x, checkpoints: []}]"], "checkpoints is []"),
@@ -126,6 +131,31 @@ BAD = {
     "unknown experiment": (["train", "experiment=nope"], "nope"),
     "unknown calibrate command": (["calibrate", "guess"], "calibrate guess"),
 }
+
+
+@pytest.mark.parametrize("out", ["broken.csv", "broken.csv/x", "", "null", "[1]"])
+@pytest.mark.parametrize("command", ["evaluate", "train", "tune"])
+def test_out_must_be_a_folder(command: str, out: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.csv").write_text("")
+    run = mmsched(command, f"out={out}", cwd=tmp_path)
+    assert run.returncode == 2 and f"out is '{out}'" in run.stderr and run.stderr.count("\n") == 1, run.stderr
+
+
+def test_a_file_behind_a_link_is_written_and_a_device_is_not(tmp_path: Path) -> None:
+    (tmp_path / "there.json").write_text("old")
+    (tmp_path / "link.json").symlink_to("there.json")
+    asked = ["export-trace", "policy=mect", "workload.num_requests=5"]
+    assert mmsched(*asked, "file=link.json", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "link.json").is_symlink() and json.loads((tmp_path / "there.json").read_text())
+    os.mkfifo(tmp_path / "pipe")
+    run = mmsched(*asked, "file=pipe", cwd=tmp_path)
+    assert run.returncode == 2 and "file is 'pipe'; accepted: a file" in run.stderr
+
+
+def test_a_table_names_what_was_asked_for(tmp_path: Path) -> None:
+    """Lists in brackets are no markup of the table's."""
+    run = mmsched("evaluate", *SHORT, "episodes=1", "models=[llama-3-8b-f16]", "out=x", cwd=tmp_path)
+    assert run.returncode == 0 and "models.names=[llama-3-8b-f16]" in run.stdout
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -100,6 +100,15 @@ def test_step_before_reset(tiny: Any) -> None:
         ServingEnv(tiny()).step(0)
 
 
+def test_an_action_is_a_whole_number(env: ServingEnv) -> None:
+    env.reset(seed=0)
+    for action in (1.5, np.float32(0.7), float("nan"), "a", None, [0], np.array([0])):
+        with pytest.raises(ConfigError, match=r"action is .*; accepted: a whole number in \[0, "):
+            env.step(action)
+    for action in (0, np.int64(0), np.array(0), 10**30, -(10**30)):
+        assert env.step(action)[4]["illegal_action"] == (action not in (0,))
+
+
 def test_step_after_the_end_changes_nothing(env: ServingEnv, random_action: Any) -> None:
     rng = np.random.default_rng(0)
     obs, info = env.reset(seed=0)

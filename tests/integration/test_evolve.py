@@ -68,6 +68,14 @@ def test_another_seed_finds_something_else_and_may_not_go_on_with_this_one(small
     assert results(replace(small, seed=4, run_dir=small.run_dir + "-other")) != ours
 
 
+def test_a_damaged_history_is_said(small: EvolveConfig) -> None:
+    evolve(small, {})
+    history = Path(small.run_dir) / "history.json"
+    history.write_bytes(history.read_bytes()[:200])
+    with pytest.raises(ConfigError, match=r"history.json is damaged; accepted: another `out`"):
+        evolve(small, {})
+
+
 def test_what_is_written_is_a_policy_that_validated_no_worse_than_the_rule(small: EvolveConfig) -> None:
     path = evolve(small, {"scenarios": ["tiny"]})
     make_policy(str(path))
@@ -153,6 +161,7 @@ def test_the_command(tmp_path: Path) -> None:
     for bad, words in (
         ("scenarios=[swap-thrash,popularity-drift]", "tuned=false"),
         ("rule={no_such: 1}", "no_such"),
+        ("rule={factor: nan}", "factor is nan"),
         ("learn=[no_such]", "no_such"),
         ("scenarios=[no-such]", "no-such"),
     ):

@@ -156,13 +156,14 @@ def test_resume_starts_from_the_checkpoints_weights(tmp_path):
 
 def test_resume_keeps_the_best_of_before(tmp_path, monkeypatch):
     validated = {"validate_every": 256, "validation_episodes": 2}
-    first = train(configuration(tmp_path, **validated))
+    first = train(dataclasses.replace(configuration(tmp_path), **validated))
     assert np.isfinite(first.best_score)
     best = (tmp_path / "best.zip").read_bytes()
     monkeypatch.setattr(Validation, "score", property(lambda _: first.best_score + 1))
-    again = train(configuration(tmp_path, total_steps=1024, resume=True, **validated))
+    longer = configuration(tmp_path, total_steps=1024, resume=True)
+    again = train(dataclasses.replace(longer, **validated))
     assert again.best_score == first.best_score and (tmp_path / "best.zip").read_bytes() == best
-    without = train(configuration(tmp_path, total_steps=1024, resume=True))
+    without = train(longer)
     assert np.isnan(without.best_score)
 
 

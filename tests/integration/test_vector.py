@@ -172,6 +172,17 @@ def test_refusals(tiny: Any) -> None:
         ServingVectorEnv(1, tiny(), render_mode="ansi")
 
 
+def test_actions_are_whole_numbers(tiny: Any) -> None:
+    venv = ServingVectorEnv(2, tiny())
+    venv.reset(seed=0)
+    with pytest.raises(ConfigError, match="actions are of type float64; accepted: whole numbers"):
+        venv.step(np.array([0.5, np.nan]))
+    venv.step(np.zeros(2, np.uint8))
+    with pytest.raises(ConfigError, match="seed has 3 entries"):
+        venv.reset(seed=np.array([1, 2, 3]))
+    venv.reset(seed=np.array([1, 2]))
+
+
 def test_step_before_reset(tiny: Any) -> None:
     with pytest.raises(gym.error.ResetNeeded):
         ServingVectorEnv(2, tiny()).step(np.zeros(2, int))
