@@ -70,26 +70,24 @@ def test_killed_half_way_and_started_again(tmp_path: Path) -> None:
     assert figures[0] == figures[1]
 
 
+def at_work(cwd: Path) -> subprocess.Popen[str]:
+    """A long evaluation in two processes that has finished some episodes."""
+    asked = ["policies=[fcfs]", "episodes=5000", "out=run", "processes=2"]
+    line = [sys.executable, "-m", "mmsched_env", "evaluate", *asked]
+    running = subprocess.Popen(line, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while len(files(cwd)) < 3 and running.poll() is None:
+        time.sleep(0.01)
+    return running
+
+
 @pytest.mark.skipif(
     shutil.which("pgrep") is None or not Path("/proc").is_dir(), reason="looks at the system's processes"
 )
 def test_workers_end_with_the_process_they_work_for(tmp_path: Path) -> None:
-    long = [
-        sys.executable,
-        "-m",
-        "mmsched_env",
-        "evaluate",
-        "policies=[fcfs]",
-        "episodes=5000",
-        "out=run",
-        "processes=2",
-    ]
-    running = subprocess.Popen(long, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while len(files(tmp_path)) < 3 and running.poll() is None:
-        time.sleep(0.01)
+    running = at_work(tmp_path)
     working = workers(running.pid)
     running.kill()
-    running.wait()
+    running.communicate()
     assert len(working) == 2
     until = time.monotonic() + 30
     while any((Path("/proc") / pid).exists() for pid in working) and time.monotonic() < until:
@@ -98,19 +96,7 @@ def test_workers_end_with_the_process_they_work_for(tmp_path: Path) -> None:
 
 
 def test_sigterm_ends_it_as_ctrl_c_does(tmp_path: Path) -> None:
-    long = [
-        sys.executable,
-        "-m",
-        "mmsched_env",
-        "evaluate",
-        "policies=[fcfs]",
-        "episodes=5000",
-        "out=run",
-        "processes=2",
-    ]
-    running = subprocess.Popen(long, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while len(files(tmp_path)) < 3 and running.poll() is None:
-        time.sleep(0.01)
+    running = at_work(tmp_path)
     running.terminate()
     _, said = running.communicate(timeout=60)
     assert running.returncode == 143 and said.endswith("mmsched: stopped\n"), said
