@@ -121,12 +121,13 @@ class Planner:
         self.max_rounds = int(max_rounds)
         self._stretch = max(1, self.max_rounds - 1)
         """decisions in compiled code between two calls of `_tell`"""
-        self._rules = [self._rule(name) for name in [self.base, *(name for name in RULES if name != self.base)]]
+        self._rule(self.base)  # raises for settings that it does not have
 
     def reset(self, layout: ActionLayout, seed: int) -> None:
         """A new episode; `seed` drives the imagined worlds."""
         self._layout, self._rng = layout, np.random.default_rng(seed)
         self._source: Simulation | None = None
+        self._rules = [self._rule(name) for name in [self.base, *(name for name in RULES if name != self.base)]]
         for policy in (*self._rules, *([self._lead] if self._lead else [])):
             policy.reset(layout, seed)
 
