@@ -50,7 +50,7 @@ class BatchRule:
     def decide(self) -> NDArray[np.int64]:
         """What the rule would do now in each environment (N,); overwritten by the next call."""
         current = self.simulation.current
-        self.rule.decide([current.records[block] for block in BLOCKS], current.mask, self.memory, self._actions)
+        self.rule.decide(current.records, current.mask, self.memory, self._actions)
         return self._actions
 
     def forget(self, done: NDArray[np.bool_]) -> None:

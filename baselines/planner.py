@@ -23,7 +23,6 @@ from mmsched_env.action import ActionLayout, Kind
 from mmsched_env.core import Simulation, Snapshot
 from mmsched_env.errors import ConfigError, MmschedError, unknown_name
 from mmsched_env.imagine import imagined_worlds
-from mmsched_env.observation import BLOCKS
 from mmsched_env.policy import Policy
 
 from .base import RulePolicy
@@ -196,7 +195,7 @@ class Planner:
         action = np.zeros(1, np.int64)
         current = self._branches.current
         self._tell(rule.memory, 1)
-        rule.decide([current.records[block][:1] for block in BLOCKS], current.mask[:1], rule.memory, action)
+        rule.decide(current.records[:1], current.mask[:1], rule.memory, action)
         return int(action[0])
 
     def _tell(self, memory: Any, count: int) -> None:

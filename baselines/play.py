@@ -6,15 +6,13 @@ from pathlib import Path
 
 from mmsched_env.sim.jit import entry_point
 
-from .view import View
-
 
 def _play_batch(  # type: ignore[no-untyped-def]
     decide,
     step,
     limit,
     knobs,
-    view,
+    memories,
     rewards,
     decisions,
     state,
@@ -27,37 +25,22 @@ def _play_batch(  # type: ignore[no-untyped-def]
     before,
     after,
     written,
-    queue,
-    instances,
-    gpus,
-    models,
-    pairs,
-    whole,
-    mask,
+    observations,
+    masks,
 ):
     """Let a rule decide for every environment until its episode ends, `limit` times at most.
 
     `decide` is the rule and `step` the kernel's step_batch, both called by address: they are compiled once, by themselves.
-    Adds up the `rewards` (N,) and the number of `decisions` (N,). `view` is what the kernel writes.
+    Adds up the `rewards` (N,) and the number of `decisions` (N,). The rule sees what the kernel writes.
     """
-    for e in range(view.memory.shape[0]):
+    for e in range(memories.shape[0]):
         one = slice(e, e + 1)
         same = e % params.shape[0]
         p = params[same : same + 1]
-        seen = View(
-            view.queue[one],
-            view.instances[one],
-            view.gpus[one],
-            view.models[one],
-            view.pairs[one],
-            view.whole[one],
-            view.mask[one],
-            view.memory[one],
-        )
         for _ in range(limit):
             if outcomes[e].terminated + outcomes[e].truncated + outcomes[e].stalled > 0:
                 break
-            decide(seen, knobs, actions[one])
+            decide(observations[one], masks[one], memories[one], knobs, actions[one])
             step(
                 state[one],
                 p,
@@ -69,16 +52,11 @@ def _play_batch(  # type: ignore[no-untyped-def]
                 before[one],
                 after[one],
                 written[one],
-                queue[one],
-                instances[one],
-                gpus[one],
-                models[one],
-                pairs[one],
-                whole[one],
-                mask[one],
+                observations[one],
+                masks[one],
             )
             rewards[e] += outcomes[e].reward
             decisions[e] += 1
 
 
-play_batch = entry_point(_play_batch, (Path(__file__), Path(__file__).with_name("view.py")), makes_arrays=False)
+play_batch = entry_point(_play_batch, (Path(__file__),), makes_arrays=False)

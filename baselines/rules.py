@@ -21,25 +21,18 @@ from .view import View, array_part
 FOLDER = Path(__file__).parent
 
 
-def _decide_batch(view, knobs, actions):  # type: ignore[no-untyped-def]
+def _decide_batch(observations, masks, memories, knobs, actions):  # type: ignore[no-untyped-def]
     for e in range(actions.shape[0]):
-        one = View(
-            view.queue[e],
-            view.instances[e],
-            view.gpus[e],
-            view.models[e],
-            view.pairs[e],
-            view.whole[e],
-            view.mask[e],
-            view.memory[e],
-        )
+        seen = observations[e]
+        blocks = seen.queue, seen.instances, seen.gpus, seen.models, seen.pairs, seen.globals
+        one = View(*blocks, masks[e], memories[e])
         remember(one)
         action = decide(one, knobs)  # type: ignore[name-defined] # noqa: F821  (`rule` puts it in)
         actions[e] = action if one.mask[action] == 1 else way_out(one)
 
 
 def rule(function: Callable[..., Any]) -> Any:
-    """Compile a rule ``(view, knobs) -> action`` into ``(views, knobs, actions)`` over a batch.
+    """Compile a rule ``(view, knobs) -> action`` into ``(observations, masks, memories, knobs, actions)`` over a batch.
 
     `knobs` is a NamedTuple of numbers. Where a rule would wait though that is illegal, it takes `way_out`.
     """

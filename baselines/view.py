@@ -9,9 +9,9 @@ from mmsched_env.sim.jit import compiled
 
 
 class View(NamedTuple):
-    """Observations by field name: record arrays, see `mmsched_env.observation.TABLE`.
+    """One environment's observation by field name: record arrays, see `mmsched_env.observation.TABLE`.
 
-    One environment's, as rules see it; with an axis more in front, those of a batch.
+    How many rows there are is part of their types, so that handing them over costs little.
     """
 
     queue: Any  # (Q,)

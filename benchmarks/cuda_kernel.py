@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from mmsched_env.config import EnvConfig
 from mmsched_env.core import Simulation
 from mmsched_env.errors import ConfigError
-from mmsched_env.observation import BLOCKS
 from mmsched_env.sim import jit
 
 from .environment import RandomActions, draw_action
@@ -62,7 +61,7 @@ def make_play() -> Any:
     @cuda.jit
     def play(rounds, generators, starts, records, observed):  # type: ignore[no-untyped-def]
         words, state, params, requests, logs, outcomes, image = records
-        flat, written, mask, queue, instances, gpus, models, pairs, whole = observed
+        flat, rows, written, mask = observed
         e = cuda.grid(1)
         if e >= state.shape[0]:
             return
@@ -71,10 +70,7 @@ def make_play() -> Any:
             if outcomes[e].terminated == 1 or outcomes[e].truncated == 1:
                 copy(words[0][e], starts[0][e % STARTS])
                 copy(words[1][e], starts[1][e % STARTS])
-            encode(
-                state[e], params[0], requests[e], image[e], flat[e], flat[e], written[e],
-                queue[e], instances[e], gpus[e], models[e], pairs[e], whole[e],
-            )  # fmt: skip
+            encode(state[e], params[0], requests[e], image[e], flat[e], flat[e], written[e], rows[e])
             written[e] = image[e].step
             copy(mask[e], state[e].mask)
 
@@ -96,23 +92,18 @@ class DeviceBatch:
         self.starts = tuple(cuda.to_device(_words(array)) for array in (source.state, source.requests))
         self.words = tuple(cuda.to_device(_words(array)[envs]) for array in (source.state, source.requests))
         self.state, self.requests = (
-            _viewed(words, 0, array.dtype, (self.num_envs, *array.shape[1:]))
+            _viewed(words, array.dtype, (self.num_envs, *array.shape[1:]))
             for words, array in zip(self.words, (source.state, source.requests), strict=True)
         )
         image = cuda.to_device(_words(source.image)[envs])
-        self.image = _viewed(image, 0, source.image.dtype, (self.num_envs,))
+        self.image = _viewed(image, source.image.dtype, (self.num_envs,))
         self.params = cuda.to_device(jit.records(source.params))
         self.logs = cuda.to_device(jit.records(source.logs[:1]))
         self.outcomes = cuda.to_device(np.zeros(self.num_envs, source.outcomes.dtype))
         self.flat = cuda.to_device(buffer.flat[envs])
         self.written = cuda.to_device(np.zeros(self.num_envs, np.int64))
         self.mask = cuda.to_device(buffer.mask[envs])
-        blocks, at = [], 0
-        for block in BLOCKS:
-            rows = buffer.records[block]
-            blocks.append(_viewed(self.flat, at, rows.dtype, (self.num_envs, *rows.shape[1:])))
-            at += rows[0].nbytes
-        self.blocks = tuple(blocks)
+        self.rows = _viewed(self.flat, buffer.records.dtype, (self.num_envs,))
 
     def play(self, kernel: Any, rounds: int, threads: int = THREADS[0]) -> None:
         """`rounds` random decisions of every environment, `threads` to a block; returns when they are taken."""
@@ -121,7 +112,7 @@ class DeviceBatch:
             self.generators,
             self.starts,
             (self.words, self.state, self.params, self.requests, self.logs, self.outcomes, self.image),
-            (self.flat, self.written, self.mask, *self.blocks),
+            (self.flat, self.rows, self.written, self.mask),
         )
         cuda.synchronize()
 
@@ -131,13 +122,13 @@ def _words(array: Any) -> NDArray[np.int64]:
     return np.ascontiguousarray(array).view(np.ndarray).view(np.int64).reshape(len(array), -1)
 
 
-def _viewed(memory: Any, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
-    """Device records (N, ...) that begin `offset` bytes into every row of `memory` (N, W)."""
+def _viewed(memory: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
+    """Rows of `memory` (N, W) as device records (N, ...)."""
     from numba.cuda.cudadrv.devicearray import DeviceNDArray
 
     inner = [dtype.itemsize * int(np.prod(shape[axis + 1 :])) for axis in range(1, len(shape))]
     strides = (memory.strides[0], *inner)
-    return DeviceNDArray(shape, strides, dtype, gpu_data=memory.gpu_data.view(offset))
+    return DeviceNDArray(shape, strides, dtype, gpu_data=memory.gpu_data)
 
 
 def beginnings(config: EnvConfig) -> Simulation:

@@ -15,7 +15,7 @@ from .action import ActionLayout
 from .config import EnvConfig
 from .costmodel.tables import CostTables, build_tables
 from .errors import ConfigError
-from .observation import BLOCKS, ObservationBuffer
+from .observation import ObservationBuffer
 from .sim.events import EVENT
 from .sim.jit import as_bytes, by_address, copy_records, records
 from .sim.kernel.checks import BROKEN, check_batch
@@ -257,12 +257,11 @@ class Simulation:
 
     def _arguments(self, part: slice, before: ObservationBuffer | None = None) -> list[Any]:
         """The kernel's arguments for some environments: state, params, requests, logs, image; the present observation, which
-        the current buffer holds if no other does; the buffer to write, whole and by block; the mask."""
+        the current buffer holds if no other does; the buffer to write, as float32 values and by field; the mask."""
         arrays = [records(array)[part] for array in (self.state, self.requests, self.logs)]
         after = self.current
-        blocks = [after.records[block][part] for block in BLOCKS]
         flat = [records(self.image)[part], (before or after).flat[part], after.flat[part], after.written[part]]
-        return [arrays[0], records(self._params(part)), *arrays[1:], *flat, *blocks, after.mask[part]]
+        return [arrays[0], records(self._params(part)), *arrays[1:], *flat, after.records[part], after.mask[part]]
 
     def _params(self, part: slice) -> Any:
         """PARAMS of some environments: one record for all of them where all cost the same."""

@@ -7,6 +7,7 @@ output lengths and future arrivals do not appear.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,6 +160,11 @@ def block_width(block: str, dims: Dims) -> int:
     return block_dtype(block, dims).itemsize // 4
 
 
+def observation_dtype(dims: Dims) -> np.dtype[np.void]:
+    """Record type of a whole observation: its blocks one after the other."""
+    return np.dtype([(block, block_dtype(block, dims), block_shape(block, dims)) for block in BLOCKS])
+
+
 def space(dims: Dims) -> gym.spaces.Dict:
     """The observation space: a Box per block, shaped (rows..., fields), and the int8 action mask."""
     spaces: dict[str, gym.Space[Any]] = {
@@ -184,24 +190,21 @@ class ObservationBuffer:
     mask: NDArray[np.int8]
     arrays: dict[str, NDArray[np.float32]]
     """block -> [N, rows..., fields]"""
-    records: dict[str, Any]
-    """block -> structured array [N, rows...], the same memory by field name"""
+    records: Any
+    """structured array [N], the same memory by block and field name"""
     written: NDArray[np.int64]
     """[N] which observation of each environment it holds, counted from 1 (sim/state.py, IMAGE); 0: none"""
 
     @classmethod
     def allocate(cls, num_envs: int, dims: Dims) -> ObservationBuffer:
-        counts = {b: int(np.prod(block_shape(b, dims))) * block_width(b, dims) for b in BLOCKS}
-        flat = np.zeros((num_envs, sum(counts.values())), np.float32)
+        dtype = observation_dtype(dims)
+        flat = np.zeros((num_envs, dtype.itemsize // 4), np.float32)
+        rows = records(flat.view(dtype)[:, 0])
         arrays: dict[str, NDArray[np.float32]] = {}
-        rows: dict[str, Any] = {}
-        at = 0
-        for block, count in counts.items():
-            part = flat[:, at : at + count]
-            shape = (num_envs, *block_shape(block, dims))
-            arrays[block] = part.reshape(*shape, block_width(block, dims))
-            rows[block] = records(part.view(block_dtype(block, dims)).reshape(shape))
-            at += count
+        for block in BLOCKS:
+            shape = (*block_shape(block, dims), block_width(block, dims))
+            begin = rows.dtype.fields[block][1] // 4
+            arrays[block] = flat[:, begin : begin + math.prod(shape)].reshape(num_envs, *shape)
         mask, written = np.zeros((num_envs, dims.A), np.int8), np.zeros(num_envs, np.int64)
         return cls(dims, flat, mask, arrays, rows, written)
 

@@ -12,13 +12,11 @@ from mmsched_env.agents.estimates import LONG_S
 from mmsched_env.agents.extractors import EntityExtractor
 from mmsched_env.agents.learner import BatchView, learner_space
 from mmsched_env.baselines import composite
-from mmsched_env.baselines.base import _view
 from mmsched_env.baselines.rules import sources_of
 from mmsched_env.baselines.view import View
 from mmsched_env.config import ClusterConfig, EnvConfig
 from mmsched_env.core import Simulation
-from mmsched_env.observation import BLOCKS
-from mmsched_env.sim.jit import entry_point
+from mmsched_env.sim.jit import entry_point, records
 from mmsched_env.workload import GeneratorConfig
 
 CROWDED = EnvConfig(
@@ -29,18 +27,11 @@ CROWDED = EnvConfig(
 own_cost, harm, least_cost = composite.own_cost, composite.harm, composite.least_cost
 
 
-def _table(view, knobs, cost, hurt, choice):
-    for e in range(view.mask.shape[0]):
-        one = View(
-            view.queue[e],
-            view.instances[e],
-            view.gpus[e],
-            view.models[e],
-            view.pairs[e],
-            view.whole[e],
-            view.mask[e],
-            view.memory[e],
-        )
+def _table(observations, masks, memories, knobs, cost, hurt, choice):
+    for e in range(masks.shape[0]):
+        seen = observations[e]
+        blocks = seen.queue, seen.instances, seen.gpus, seen.models, seen.pairs, seen.globals
+        one = View(*blocks, masks[e], memories[e])
         for q in range(cost.shape[1]):
             if one.queue[q].present > 0.0:
                 _, choice[e, q, 0], choice[e, q, 1] = least_cost(one, q, knobs)
@@ -58,8 +49,7 @@ def rule_says(view):
     rule, current, dims = view.rules[0], view.simulation.current, view.simulation.dims
     shape = (view.simulation.num_envs, dims.Q, dims.G, dims.K)
     cost, hurt, choice = np.full(shape, np.inf), np.zeros(shape), np.full((*shape[:2], 2), -1)
-    rows = _view([current.records[block] for block in BLOCKS], current.mask, rule.memory)
-    rule_table(rows, rule.rule.knobs, cost, hurt, choice)
+    rule_table(current.records, current.mask, records(rule.memory), rule.rule.knobs, cost, hurt, choice)
     return cost, hurt, choice
 
 

@@ -32,9 +32,17 @@ GB = 1e9
 
 
 @compiled
-def encode(s, p, r, image, before, after, written, queue, instances, gpus, models, pairs, whole):
-    """Write one environment's observation. `after` is all of it as one row of float32, the blocks are views of it; it holds
+def encode(s, p, r, image, before, after, written, row):
+    """Write one environment's observation. `after` is all of it as float32 values, `row` the same by block and field; it holds
     the observation of step `written`, `before` that of the last step (it may be the same buffer)."""
+    queue, instances, gpus, models, pairs, whole = (
+        row.queue,
+        row.instances,
+        row.gpus,
+        row.models,
+        row.pairs,
+        row.globals,
+    )
     image.step += 1
     at_instances = queue.size * words(queue)
     at_gpus = at_instances + instances.size * words(instances)

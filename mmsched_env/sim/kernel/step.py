@@ -96,12 +96,7 @@ def step_batch(
     before,
     after,
     written,
-    queue,
-    instances,
-    gpus,
-    models,
-    pairs,
-    whole,
+    rows,
     mask,
 ):
     """Take one action in every environment, run to its next decision point and write its observation.
@@ -116,21 +111,17 @@ def step_batch(
             to_decision(s, p, requests[e], logs[e], False)
         else:
             decide(s, p, requests[e], logs[e], actions[e], outcomes[e])
-        blocks = queue[e], instances[e], gpus[e], models[e], pairs[e], whole[e]
-        encode(s, p, requests[e], image[e], before[e], after[e], written[e], *blocks)
+        encode(s, p, requests[e], image[e], before[e], after[e], written[e], rows[e])
         written[e] = image[e].step
         copy(mask[e], s.mask)
 
 
 @kernel_entry_point
-def present_batch(
-    state, params, requests, image, before, after, written, queue, instances, gpus, models, pairs, whole, mask
-):
+def present_batch(state, params, requests, image, before, after, written, rows, mask):
     """Write the observations of environments as they stand, all of them: their records have been put back."""
     for e in range(state.shape[0]):
         p = params[e % params.shape[0]]
         state[e].encoded = 0
-        blocks = queue[e], instances[e], gpus[e], models[e], pairs[e], whole[e]
-        encode(state[e], p, requests[e], image[e], before[e], after[e], written[e], *blocks)
+        encode(state[e], p, requests[e], image[e], before[e], after[e], written[e], rows[e])
         written[e] = image[e].step
         copy(mask[e], state[e].mask)
