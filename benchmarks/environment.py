@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,11 @@ def on_gpus(config: EnvConfig, gpus: int, queue: int | None = None) -> EnvConfig
     return dataclasses.replace(config, cluster=wide, limits=limits)
 
 
-def kernel_task(config: EnvConfig, num_envs: int, steps: int = STEPS, threads: int = 1) -> Task:
-    """Steps of the simulation. Episodes that end begin again on one of a few traces, off the clock."""
+def kernel_task(
+    config: EnvConfig, num_envs: int, steps: int = STEPS, threads: int = 1, draws_timed: bool = False
+) -> Task:
+    """Steps of the simulation. Episodes that end begin again on one of a few traces, off the clock; so are actions drawn
+    unless `draws_timed`."""
     simulation, random = Simulation(config, num_envs, threads=threads), RandomActions(num_envs)
     traces = [config.workload.sample(seed, config.models.names) for seed in range(8)]
     for env in range(num_envs):
@@ -91,7 +95,8 @@ def kernel_task(config: EnvConfig, num_envs: int, steps: int = STEPS, threads: i
 
     def run(watch: Stopwatch, rounds: int = max(1, steps // num_envs)) -> int:
         for _ in range(rounds):
-            actions = random.draw(simulation.current.mask)
+            with watch if draws_timed else nullcontext():
+                actions = random.draw(simulation.current.mask)
             with watch:
                 outcomes = simulation.step(actions)
             for env in np.flatnonzero(outcomes["terminated"] | outcomes["truncated"]):
