@@ -21,8 +21,8 @@ class ServingSB3VecEnv(VecEnv):
     """N episodes stepped by one kernel call, in SB3's words.
 
     Observations are dicts of the blocks (N, rows..., fields), the action mask, which sb3-contrib asks for by
-    ``env_method("action_masks")`` too, and what the rules named `advisers` would do (`learner.py`). Most are views of one of two
-    buffers in turn, so an observation is overwritten by the second step after it: SB3's algorithms copy it before that.
+    ``env_method("action_masks")`` too, and what the rules named `advisers` would do (`learner.py`). They are copies: SB3
+    stores an observation after the step that follows it.
 
     `rewards` are the environment's less `change_cost` (weight x s) for every PREEMPT and OFFLOAD; the returns in the infos
     are without it.
@@ -42,7 +42,7 @@ class ServingSB3VecEnv(VecEnv):
         advisers: Sequence[str] = (),
         common_traces: int = 1,
     ) -> None:
-        self.serving = ServingVectorEnv(num_envs, config, copy=False)
+        self.serving = ServingVectorEnv(num_envs, config)
         dims = self.serving.simulation.dims
         super().__init__(num_envs, learner_space(dims, len(advisers)), self.serving.single_action_space)
         self.view = BatchView(self.serving.simulation, advisers)
@@ -119,7 +119,7 @@ class ServingSB3VecEnv(VecEnv):
         self.serving.close()
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Legal actions now, bool (N, A); a view, overwritten by the next step but one."""
+        """Legal actions now, bool (N, A); a view, overwritten by the next step."""
         return self.serving.simulation.current.mask.view(np.bool_)
 
     # ---- SB3's access to single environments; there are none, so attributes are the batch's own

@@ -21,10 +21,7 @@ def _play_batch(  # type: ignore[no-untyped-def]
     logs,
     actions,
     outcomes,
-    image,
-    before,
-    after,
-    written,
+    flat,
     observations,
     masks,
 ):
@@ -48,10 +45,7 @@ def _play_batch(  # type: ignore[no-untyped-def]
                 logs[one],
                 actions[one],
                 outcomes[one],
-                image[one],
-                before[one],
-                after[one],
-                written[one],
+                flat[one],
                 observations[one],
                 masks[one],
             )

@@ -60,8 +60,8 @@ def make_play() -> Any:
 
     @cuda.jit
     def play(rounds, generators, starts, records, observed):  # type: ignore[no-untyped-def]
-        words, state, params, requests, logs, outcomes, image = records
-        flat, rows, written, mask = observed
+        words, state, params, requests, logs, outcomes = records
+        flat, rows, mask = observed
         e = cuda.grid(1)
         if e >= state.shape[0]:
             return
@@ -70,8 +70,7 @@ def make_play() -> Any:
             if outcomes[e].terminated == 1 or outcomes[e].truncated == 1:
                 copy(words[0][e], starts[0][e % STARTS])
                 copy(words[1][e], starts[1][e % STARTS])
-            encode(state[e], params[0], requests[e], image[e], flat[e], flat[e], written[e], rows[e])
-            written[e] = image[e].step
+            encode(state[e], params[0], requests[e], flat[e], rows[e])
             copy(mask[e], state[e].mask)
 
     return play
@@ -95,13 +94,10 @@ class DeviceBatch:
             _viewed(words, array.dtype, (self.num_envs, *array.shape[1:]))
             for words, array in zip(self.words, (source.state, source.requests), strict=True)
         )
-        image = cuda.to_device(_words(source.image)[envs])
-        self.image = _viewed(image, source.image.dtype, (self.num_envs,))
         self.params = cuda.to_device(jit.records(source.params))
         self.logs = cuda.to_device(jit.records(source.logs[:1]))
         self.outcomes = cuda.to_device(np.zeros(self.num_envs, source.outcomes.dtype))
         self.flat = cuda.to_device(buffer.flat[envs])
-        self.written = cuda.to_device(np.zeros(self.num_envs, np.int64))
         self.mask = cuda.to_device(buffer.mask[envs])
         self.rows = _viewed(self.flat, buffer.records.dtype, (self.num_envs,))
 
@@ -111,8 +107,8 @@ class DeviceBatch:
             rounds,
             self.generators,
             self.starts,
-            (self.words, self.state, self.params, self.requests, self.logs, self.outcomes, self.image),
-            (self.flat, self.rows, self.written, self.mask),
+            (self.words, self.state, self.params, self.requests, self.logs, self.outcomes),
+            (self.flat, self.rows, self.mask),
         )
         cuda.synchronize()
 

@@ -141,15 +141,15 @@ def single_task(config: EnvConfig, steps: int = STEPS // 20) -> Task:
 
 
 def memcpy_task(config: EnvConfig, num_envs: int, steps: int = STEPS) -> Task:
-    """Copies of as many bytes as an observation with its mask has, between buffers as large as the learner's two."""
-    buffers = Simulation(config, num_envs).buffers
+    """Copies of as many bytes as an observation with its mask has, between two arrays of as many."""
+    ours, other = (Simulation(config, num_envs).current for _ in range(2))
 
     def run(watch: Stopwatch) -> int:
         rounds = max(1, steps // num_envs)
         with watch:
             for _ in range(rounds):
-                np.copyto(buffers[0].flat, buffers[1].flat)
-                np.copyto(buffers[0].mask, buffers[1].mask)
+                np.copyto(ours.flat, other.flat)
+                np.copyto(ours.mask, other.mask)
         return rounds * num_envs
 
     return run

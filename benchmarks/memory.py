@@ -1,4 +1,4 @@
-"""Bytes an environment of a batch takes: state, trace, both observation buffers."""
+"""Bytes an environment of a batch takes: state, trace, observation."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def measure(config: EnvConfig) -> dict[str, float]:
     for env in range(count):
         simulation.reset(env, config.workload.sample(env, config.models.names))
     parts = {
-        "state": simulation.state.nbytes + simulation.image.nbytes + simulation.outcomes.nbytes,
+        "state": simulation.state.nbytes + simulation.outcomes.nbytes,
         "trace": simulation.requests.nbytes,
-        "observations": sum(b.flat.nbytes + b.mask.nbytes + b.written.nbytes for b in simulation.buffers),
+        "observation": simulation.current.flat.nbytes + simulation.current.mask.nbytes,
     }
     out = {f"{name}, KiB per environment": size / count / 1024 for name, size in parts.items()}
     out["KiB per environment"] = sum(parts.values()) / count / 1024

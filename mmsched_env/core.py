@@ -23,7 +23,7 @@ from .sim.kernel.step import OUTCOME, present_batch, step_batch
 from .sim.memory_noise import footprint_noise
 from .sim.params import make_params
 from .sim.requests import check_servable, make_requests
-from .sim.state import IMAGE, REQUEST, STATE, Dims, zeros
+from .sim.state import REQUEST, STATE, Dims, zeros
 from .workload.trace import RequestTrace
 
 
@@ -39,7 +39,7 @@ class Snapshot:
 
 
 class Simulation:
-    """N environments: their records, traces, event logs and observation buffers.
+    """N environments: their records, traces, event logs and observations.
 
     Parameters
     ----------
@@ -77,11 +77,8 @@ class Simulation:
         self.requests: Any = None  # [N, R], R = the longest trace so far
         self.logs = np.zeros((num_envs, 1), EVENT).view(np.recarray)
         self.outcomes = np.zeros(num_envs, OUTCOME).view(np.recarray)
-        self.image = zeros(IMAGE, self.dims, num_envs)
-        self.buffers = (
-            ObservationBuffer.allocate(num_envs, self.dims),
-            ObservationBuffer.allocate(num_envs, self.dims),
-        )
+        self.current = ObservationBuffer.allocate(num_envs, self.dims)
+        """the observations now: every step brings them up to date in place"""
 
     @property
     def _draws_costs(self) -> bool:
@@ -91,11 +88,6 @@ class Simulation:
         """The profiles' costs, or a draw of what they may be."""
         limits = self.config.limits
         return build_tables(self.config.cluster, self.config.models, limits.levels, limits.batch, seed)
-
-    @property
-    def current(self) -> ObservationBuffer:
-        """The buffer written last; the other one still holds the observation before it."""
-        return self.buffers[0]
 
     def reset(self, env: int, trace: RequestTrace, seed: int = 0) -> None:
         """Start a new episode of environment `env` on `trace` and write its first observation.
@@ -142,15 +134,12 @@ class Simulation:
             An environment is stalled or breaks an invariant (looked for with `sim.debug_checks`): a fault of the
             simulator, please report it.
         """
-        before = self.current
-        self.buffers = self.buffers[::-1]
         if self.logging:
             self._make_log_room()
-        if id(self.current) not in self._calls:
-            self._calls[id(self.current)] = [(part, self._arguments(part, before)) for part in self._parts()]
+        if not self._calls:
+            self._calls += [(part, self._arguments(part)) for part in self._parts()]
         calls = [
-            (*arrays[:4], actions[part], records(self.outcomes)[part], *arrays[4:])
-            for part, arrays in self._calls[id(self.current)]
+            (*arrays[:4], actions[part], records(self.outcomes)[part], *arrays[4:]) for part, arrays in self._calls
         ]
         others = [self._pool.submit(step_batch, *call) for call in calls[1:]]
         step_batch(*calls[0])
@@ -166,16 +155,16 @@ class Simulation:
         return [slice(begin, end) for begin, end in itertools.pairwise(bounds)]
 
     @cached_property
-    def _calls(self) -> dict[int, list[tuple[slice, list[Any]]]]:
-        """Arguments of a step by the buffer it writes: making so many views takes longer than a step of one environment."""
-        return {}
+    def _calls(self) -> list[tuple[slice, list[Any]]]:
+        """Arguments of a step, once made: making so many views takes longer than a step of one environment."""
+        return []
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self.threads - 1)
 
     def step_arguments(self, actions: NDArray[np.int64]) -> list[Any]:
-        """What the kernel's `step_batch` takes to write the current buffer: for callers that step in compiled code."""
+        """What the kernel's `step_batch` takes: for callers that step in compiled code."""
         state, params, requests, logs, *buffers = self._arguments(slice(None))
         return [state, params, requests, logs, actions, records(self.outcomes), *buffers]
 
@@ -255,13 +244,20 @@ class Simulation:
         trace = self.traces[env]
         return np.asarray(self.requests[env, : 0 if trace is None else len(trace)])
 
-    def _arguments(self, part: slice, before: ObservationBuffer | None = None) -> list[Any]:
-        """The kernel's arguments for some environments: state, params, requests, logs, image; the present observation, which
-        the current buffer holds if no other does; the buffer to write, as float32 values and by field; the mask."""
-        arrays = [records(array)[part] for array in (self.state, self.requests, self.logs)]
-        after = self.current
-        flat = [records(self.image)[part], (before or after).flat[part], after.flat[part], after.written[part]]
-        return [arrays[0], records(self._params(part)), *arrays[1:], *flat, after.records[part], after.mask[part]]
+    def _arguments(self, part: slice) -> list[Any]:
+        """The kernel's arguments for some environments: state, params, requests, logs; observations as float32 values and by
+        field; masks."""
+        state, requests, logs = (records(array)[part] for array in (self.state, self.requests, self.logs))
+        seen = self.current
+        return [
+            state,
+            records(self._params(part)),
+            requests,
+            logs,
+            seen.flat[part],
+            seen.records[part],
+            seen.mask[part],
+        ]
 
     def _params(self, part: slice) -> Any:
         """PARAMS of some environments: one record for all of them where all cost the same."""

@@ -192,8 +192,6 @@ class ObservationBuffer:
     """block -> [N, rows..., fields]"""
     records: Any
     """structured array [N], the same memory by block and field name"""
-    written: NDArray[np.int64]
-    """[N] which observation of each environment it holds, counted from 1 (sim/state.py, IMAGE); 0: none"""
 
     @classmethod
     def allocate(cls, num_envs: int, dims: Dims) -> ObservationBuffer:
@@ -205,23 +203,19 @@ class ObservationBuffer:
             shape = (*block_shape(block, dims), block_width(block, dims))
             begin = rows.dtype.fields[block][1] // 4
             arrays[block] = flat[:, begin : begin + math.prod(shape)].reshape(num_envs, *shape)
-        mask, written = np.zeros((num_envs, dims.A), np.int8), np.zeros(num_envs, np.int64)
-        return cls(dims, flat, mask, arrays, rows, written)
+        return cls(dims, flat, np.zeros((num_envs, dims.A), np.int8), arrays, rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles have views of their own memory, not copies of the views."""
-        return _restored, (self.dims, self.flat, self.mask, self.written)
+        return _restored, (self.dims, self.flat, self.mask)
 
     def observation(self) -> dict[str, NDArray[Any]]:
         """The batch's observation; views, not copies."""
         return {**self.arrays, MASK_KEY: self.mask}
 
 
-def _restored(
-    dims: Dims, flat: NDArray[np.float32], mask: NDArray[np.int8], written: NDArray[np.int64]
-) -> ObservationBuffer:
+def _restored(dims: Dims, flat: NDArray[np.float32], mask: NDArray[np.int8]) -> ObservationBuffer:
     buffer = ObservationBuffer.allocate(len(flat), dims)
     buffer.flat[:] = flat
     buffer.mask[:] = mask
-    buffer.written[:] = written
     return buffer

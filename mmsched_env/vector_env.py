@@ -36,8 +36,7 @@ class ServingVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[np.floa
     config
         As for `ServingEnv`.
     copy
-        False hands out one of two internal buffers in turn: an observation is overwritten by the second step after it, and
-        must not be written to.
+        False hands out the environment's own arrays: the next step overwrites them, and they must not be written to.
     logging
         Keep event logs.
     threads

@@ -251,14 +251,6 @@ STATE: tuple[Field, ...] = (
     ("stale", "G,M", "i1", "what has changed since about the model on the GPU: 0, STALE_INSTANCE, STALE (memory.py)"),
 )
 
-IMAGE: tuple[Field, ...] = (
-    # the observations of an environment in its two buffers; not part of its state
-    ("step", "", "i8", "observations written so far"),
-    ("queue", "Q", "i8", "`step` when the row last changed"),
-    ("instances", "I", "i8", "the same"),
-    ("pairs", "Q", "i8", "the same for the rows of all GPUs"),
-)
-
 PARAMS: tuple[Field, ...] = (
     ("num_gpus", "", "i4", "in use"),
     ("num_models", "", "i4", "in use"),

@@ -111,16 +111,15 @@ def test_spaces_and_metadata(tiny: Any) -> None:
             vector.step(bad)
 
 
-def test_copy_false_keeps_the_observation_before(tiny: Any) -> None:
-    """Two buffers in turn: the observation handed out last stays as it is for one more step."""
-    vector = ServingVectorEnv(2, tiny(), copy=False)
-    last, _ = vector.reset(seed=0)
+def test_copies_are_left_alone_and_views_are_brought_up_to_date(tiny: Any) -> None:
+    copying, viewing = ServingVectorEnv(2, tiny()), ServingVectorEnv(2, tiny(), copy=False)
+    last, shown = copying.reset(seed=0)[0], viewing.reset(seed=0)[0]
     for _ in range(6):
         before = {key: values.copy() for key, values in last.items()}
         actions = np.array([np.flatnonzero(mask)[-1] for mask in last["action_mask"]])
-        now = vector.step(actions)[0]
-        assert equal(before, last)
-        assert any(not np.shares_memory(last[key], now[key]) for key in now)
+        now, same = copying.step(actions)[0], viewing.step(actions)[0]
+        assert equal(before, last) and not equal(before, now)
+        assert equal(now, same) and all(np.shares_memory(shown[key], same[key]) for key in same)
         last = now
 
 

@@ -1,9 +1,8 @@
 """Writing the observation from the simulator's records, compiled. The fields: ../../observation.py.
 
-There are two buffers, written in turn: what a learner was given last is left alone. So a row that has not changed for two
-steps is in both and costs nothing; one that changed a step ago is copied from the buffer of that step (`IMAGE` says when
-which row changed last); only what has changed now is computed. Rows of instances and pairs change where something about
-that model on that GPU has (`s.stale`, set by memory.mark); what runs with the clock is written every time.
+It is brought up to date in place: it must be the one written last for the same record. Rows of instances and pairs change
+where something about that model on that GPU has (`s.stale`, set by memory.mark); what runs with the clock is written
+every time.
 """
 
 from ..jit import compiled
@@ -32,9 +31,9 @@ GB = 1e9
 
 
 @compiled
-def encode(s, p, r, image, before, after, written, row):
-    """Write one environment's observation. `after` is all of it as float32 values, `row` the same by block and field; it holds
-    the observation of step `written`, `before` that of the last step (it may be the same buffer)."""
+def encode(s, p, r, flat, row):
+    """Bring one environment's observation up to date: `flat` is all of it as float32 values, `row` the same by block and
+    field."""
     queue, instances, gpus, models, pairs, whole = (
         row.queue,
         row.instances,
@@ -43,21 +42,16 @@ def encode(s, p, r, image, before, after, written, row):
         row.pairs,
         row.globals,
     )
-    image.step += 1
     at_instances = queue.size * words(queue)
     at_gpus = at_instances + instances.size * words(instances)
-    at_pairs = at_gpus + gpus.size * words(gpus) + models.size * words(models)
+    at_pairs = flat.shape[0] - whole.size * words(whole) - pairs.size * words(pairs)
     if s.encoded == 0:
-        encode_anew(s, p, image, after, gpus, models)
-        before = after
-    elif written < image.step - 1:  # else it is the buffer of the last step that is written again
-        copy(after[at_gpus:at_pairs], before[at_gpus:at_pairs])
-        catch_up(image.instances, written, before[at_instances:at_gpus], after[at_instances:at_gpus], words(instances))
+        encode_anew(s, p, flat, gpus, models)
     find_rows(s)
-    encode_queue(s, r, image, written, queue, before[:at_instances], after[:at_instances])
-    encode_instances(s, p, r, image, instances, after[at_instances:at_gpus])
+    encode_queue(s, r, queue, flat[:at_instances])
+    encode_instances(s, p, r, instances, flat[at_instances:at_gpus])
     encode_gpus(s, p, gpus)
-    encode_pairs(s, p, r, image, written, instances, pairs, before[at_pairs:], after[at_pairs:])
+    encode_pairs(s, p, r, instances, pairs, flat[at_pairs:])
     copy(s.encoded_window, s.window)
     fill(s.row_from, 0)  # a restored environment is the same to the last bit
     set_stale(s, 0)
@@ -71,15 +65,12 @@ def encode(s, p, r, image, before, after, written, row):
 
 
 @compiled
-def encode_anew(s, p, image, after, gpus, models):
+def encode_anew(s, p, flat, gpus, models):
     """Nothing of an earlier observation is of use."""
-    fill(after, 0.0)
+    fill(flat, 0.0)
     s.encoded = 1
     fill(s.encoded_window, -1)
     set_stale(s, STALE)
-    fill(image.queue, image.step)
-    fill(image.instances, image.step)
-    fill(image.pairs, image.step)
     encode_fixed(p, gpus, models)
 
 
@@ -103,16 +94,8 @@ def clear_row(block, row, width):
 
 
 @compiled
-def copy_row(before, source, after, target, width):
-    copy(after[target * width : (target + 1) * width], before[source * width : (source + 1) * width])
-
-
-@compiled
-def catch_up(changed, written, before, after, width):
-    """Copy the rows that changed after the step that `after` holds."""
-    for row in range(changed.shape[0]):
-        if changed[row] > written:
-            copy_row(before, row, after, row, width)
+def move_row(block, source, target, width):
+    copy(block[target * width : (target + 1) * width], block[source * width : (source + 1) * width])
 
 
 @compiled
@@ -131,50 +114,49 @@ def encode_fixed(p, gpus, models):
 
 
 @compiled
-def encode_queue(s, r, image, written, queue, before, after):
-    """Rows of requests are written anew whenever time has moved on or they are in another slot than before."""
-    width = words(queue)
+def encode_queue(s, r, queue, values):
+    """What runs with the clock whenever time has moved on, all of a row where another request was before."""
     for q in range(queue.shape[0]):
         j = s.window[q]
         if j < 0:
-            if image.queue[q] > written or s.encoded_window[q] != -1:
-                clear_row(after, q, width)
             if s.encoded_window[q] != -1:
-                image.queue[q] = image.step
+                clear_row(values, q, words(queue))
             continue
-        if s.ran == 0 and s.row_from[q] == q:
-            if image.queue[q] > written:
-                copy_row(before, q, after, q, width)
+        if s.row_from[q] != q:
+            encode_request(r[j], queue[q])
+        elif s.ran == 0:
             continue
-        image.queue[q] = image.step
-        row = queue[q]
         age = s.now - r[j].arrival_s
-        row.present = 1.0
-        row.ready = 1.0 if r[j].phase == QUEUED else 0.0
-        row.model = r[j].model
-        row.age_s = age
-        row.prompt_tokens = r[j].prompt_tokens
-        row.image_tokens = r[j].image_tokens
-        row.max_tokens = r[j].max_tokens
-        row.predicted_tokens = r[j].predicted_tokens
-        row.generated_tokens = r[j].generated
-        row.saved_tokens = r[j].saved_tokens
-        row.weight = r[j].weight
-        row.slo_class = r[j].slo_class
-        row.ttft_slack_s = r[j].predicted_slo_ttft_s - age if r[j].first_token_s < 0.0 else 0.0
-        row.e2e_slack_s = r[j].predicted_slo_e2e_s - age
-        row.unloaded_s = r[j].predicted_unloaded_s
-        row.num_preemptions = r[j].num_preemptions
+        queue[q].ready = 1.0 if r[j].phase == QUEUED else 0.0
+        queue[q].age_s = age
+        queue[q].ttft_slack_s = r[j].predicted_slo_ttft_s - age if r[j].first_token_s < 0.0 else 0.0
+        queue[q].e2e_slack_s = r[j].predicted_slo_e2e_s - age
 
 
 @compiled
-def encode_instances(s, p, r, image, instances, after):
+def encode_request(request, row):
+    """What stays as it is while a request waits."""
+    row.present = 1.0
+    row.model = request.model
+    row.prompt_tokens = request.prompt_tokens
+    row.image_tokens = request.image_tokens
+    row.max_tokens = request.max_tokens
+    row.predicted_tokens = request.predicted_tokens
+    row.generated_tokens = request.generated
+    row.saved_tokens = request.saved_tokens
+    row.weight = request.weight
+    row.slo_class = request.slo_class
+    row.unloaded_s = request.predicted_unloaded_s
+    row.num_preemptions = request.num_preemptions
+
+
+@compiled
+def encode_instances(s, p, r, instances, values):
     for i in range(instances.shape[0]):
         row = instances[i]
         if s.inst_phase[i] == EMPTY:
             if row.present == 1.0:
-                clear_row(after, i, words(instances))
-                image.instances[i] = image.step
+                clear_row(values, i, words(instances))
             continue
         m = s.inst_model[i]
         g = gpu_of(s, i)
@@ -183,7 +165,6 @@ def encode_instances(s, p, r, image, instances, after):
         if s.stale[g, m] > 0 or (s.ran == 1 and (s.num_seated[i] == 0 or s.unit_phase[i] != UNIT_IDLE)):
             row.operation_left_s = operation_left(s, i)
             row.idle_s = s.now - s.inst_used_s[i] if s.num_seated[i] == 0 else 0.0
-            image.instances[i] = image.step
 
 
 @compiled
@@ -321,15 +302,14 @@ def encode_models(s, p, models):
 
 
 @compiled
-def encode_pairs(s, p, r, image, written, instances, pairs, before, after):
+def encode_pairs(s, p, r, instances, pairs, values):
     width = pairs.shape[1] * words(pairs)
-    bring_rows(s, image, written, before, after, width)
+    bring_rows(s, values, width)
     for q in range(pairs.shape[0]):
         j = s.window[q]
         if j < 0:
             if s.encoded_window[q] != -1:
-                clear_row(after, q, width)
-                image.pairs[q] = image.step
+                clear_row(values, q, width)
             continue
         m = r[j].model
         for g in range(p.num_gpus):
@@ -337,18 +317,15 @@ def encode_pairs(s, p, r, image, written, instances, pairs, before, after):
             row = pairs[q, g]
             if s.row_from[q] < 0 or s.stale[g, m] == STALE:
                 encode_pair(s, p, r[j], g, instances, row, 0, p.level_value.shape[0])
-                image.pairs[q] = image.step
             elif i >= 0 and s.stale[g, m] > 0:
                 encode_pair(s, p, r[j], g, instances, row, s.inst_level[i], s.inst_level[i] + 1)
-                image.pairs[q] = image.step
             elif i >= 0 and s.ran == 1 and s.unit_phase[i] != UNIT_IDLE and row.fits[s.inst_level[i]] == 1.0:
                 row.load_s[s.inst_level[i]] = instances[i].operation_left_s
-                image.pairs[q] = image.step
 
 
 @compiled
 def find_rows(s):
-    """Where the image has the rows of the requests now in the window. Both windows are in order of arrival."""
+    """Where the observation has the rows of the requests now in the window. Both windows are in order of arrival."""
     slots = s.window.shape[0]
     old = 0
     for q in range(slots):
@@ -361,24 +338,15 @@ def find_rows(s):
 
 
 @compiled
-def bring_rows(s, image, written, before, after, width):
-    """Rows that move up first, then rows that move down: in the order of their sources nothing is overwritten too early,
-    should `before` be `after`."""
+def bring_rows(s, values, width):
+    """Rows that move up first, then rows that move down: in the order of their sources nothing is overwritten too early."""
     slots = s.window.shape[0]
     for q in range(slots):
         if s.window[q] >= 0 and s.row_from[q] > q:
-            move_row(image, before, after, s.row_from[q], q, width)
-        elif image.pairs[q] > written:
-            copy_row(before, q, after, q, width)
+            move_row(values, s.row_from[q], q, width)
     for q in range(slots - 1, -1, -1):
         if s.window[q] >= 0 and 0 <= s.row_from[q] < q:
-            move_row(image, before, after, s.row_from[q], q, width)
-
-
-@compiled
-def move_row(image, before, after, source, target, width):
-    image.pairs[target] = image.step
-    copy_row(before, source, after, target, width)
+            move_row(values, s.row_from[q], q, width)
 
 
 @compiled

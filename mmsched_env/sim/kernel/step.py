@@ -92,14 +92,12 @@ def step_batch(
     logs,
     actions,
     outcomes,
-    image,
-    before,
-    after,
-    written,
+    flat,
     rows,
     mask,
 ):
-    """Take one action in every environment, run to its next decision point and write its observation.
+    """Take one action in every environment, run to its next decision point and bring its observation up to date: `rows` by
+    block and field, `flat` the same memory as float32 values.
 
     Environments that have been zeroed begin instead; that there is one way in keeps compiling short.
     """
@@ -111,17 +109,15 @@ def step_batch(
             to_decision(s, p, requests[e], logs[e], False)
         else:
             decide(s, p, requests[e], logs[e], actions[e], outcomes[e])
-        encode(s, p, requests[e], image[e], before[e], after[e], written[e], rows[e])
-        written[e] = image[e].step
+        encode(s, p, requests[e], flat[e], rows[e])
         copy(mask[e], s.mask)
 
 
 @kernel_entry_point
-def present_batch(state, params, requests, image, before, after, written, rows, mask):
+def present_batch(state, params, requests, flat, rows, mask):
     """Write the observations of environments as they stand, all of them: their records have been put back."""
     for e in range(state.shape[0]):
         p = params[e % params.shape[0]]
         state[e].encoded = 0
-        encode(state[e], p, requests[e], image[e], before[e], after[e], written[e], rows[e])
-        written[e] = image[e].step
+        encode(state[e], p, requests[e], flat[e], rows[e])
         copy(mask[e], state[e].mask)
