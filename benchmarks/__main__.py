@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from mmsched_env import hydra_app
 from mmsched_env.config import EnvConfig
-from mmsched_env.errors import unknown_name
+from mmsched_env.errors import ConfigError, unknown_name
 
 from .machine import machine
 
@@ -69,11 +69,15 @@ def measure(part: str, env: EnvConfig, rounds: int) -> dict[str, float]:
 
 def bench(config: DictConfig) -> None:
     """Run the parts asked for, one after the other; the file is written anew after each."""
+    if not isinstance(config.rounds, int) or config.rounds < 1:
+        raise ConfigError(f"rounds is {config.rounds!r}; accepted: a whole number >= 1")
+    if not isinstance(config.parts, ListConfig) or not config.parts:
+        raise ConfigError(f"parts is {config.parts!r}; accepted: a list of {', '.join(PARTS)}")
     env = hydra_app.env_config_of(config)
     path = Path(hydra_app.output_folder()) / "bench.json"
     result: dict[str, Any] = {"machine": machine(), "scenario": str(config.scenario.name), "rounds": config.rounds}
     for part in config.parts:
-        figures = measure(str(part), env, int(config.rounds))
+        figures = measure(str(part), env, config.rounds)
         result[str(part)] = figures
         print(f"{part}\n" + "\n".join(f"  {name:<75} {value:>16,.2f}" for name, value in figures.items()), flush=True)
         temporary = path.with_suffix(".part")

@@ -88,6 +88,8 @@ class GoOn(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Trials of before count."""
+        if config.hydra.sweeper.n_trials < 1:
+            hydra_app.fail(f"hydra.sweeper.n_trials is {config.hydra.sweeper.n_trials}; accepted: a whole number >= 1")
         Path(config.out).mkdir(parents=True, exist_ok=True)
         with open_dict(config):
             sweeper = config.hydra.sweeper

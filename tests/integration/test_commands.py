@@ -128,6 +128,9 @@ BAD = {
         "fits on no GPU",
     ),
     "wrong agent setting": (["train", "agent.gamma=2"], "agent.gamma is 2"),
+    "rounds that are none": (["bench", "rounds=0"], "rounds is 0; accepted: a whole number >= 1"),
+    "rounds that are no number": (["bench", "rounds=abc"], "rounds is 'abc'; accepted: a whole number >= 1"),
+    "parts that are no list": (["bench", "parts=memory"], "parts is 'memory'; accepted: a list of environment"),
     "unknown experiment": (["train", "experiment=nope"], "nope"),
     "unknown calibrate command": (["calibrate", "guess"], "calibrate guess"),
 }

@@ -35,7 +35,11 @@ def test_trials_go_on_and_settings_are_kept_only_if_better_elsewhere(tmp_path: P
 
 
 def test_bad_values_are_one_line(tmp_path: Path) -> None:
-    for bad, words in (("traces=0", "traces is 0"), ("family.scenarios=[no-such]", "unknown scenario 'no-such'")):
+    for bad, words in (
+        ("traces=0", "traces is 0"),
+        ("hydra.sweeper.n_trials=0", "hydra.sweeper.n_trials is 0; accepted: a whole number >= 1"),
+        ("family.scenarios=[no-such]", "unknown scenario 'no-such'"),
+    ):
         done = tune(tmp_path, bad)
         assert done.returncode == 2 and words in done.stderr, done.stderr
 
