@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import hydra
 from hydra import compose, initialize_config_module
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -34,8 +35,9 @@ def run(command: str, task: Callable[[DictConfig], float | None], arguments: Seq
     arguments = expanded(arguments)
     with_one_line_errors(lambda: check_out(arguments))
     sys.argv = [f"mmsched {command}", *arguments]
-    if not any(argument.startswith("-") for argument in arguments):
-        check_overrides(command, arguments)
+    flags = {argument for argument in arguments if argument.startswith("-")}
+    if flags <= {"-m", "--multirun"}:
+        check_overrides(command, [argument for argument in arguments if argument not in flags], sweep=bool(flags))
 
     def guarded(config: DictConfig) -> Any:
         return with_one_line_errors(lambda: task(config))
@@ -65,14 +67,23 @@ def check_out(overrides: Sequence[str]) -> None:
             usable_folder(value.strip("'\""))
 
 
-def check_overrides(command: str, overrides: Sequence[str]) -> None:
-    """Compose once beforehand, so that a wrong override ends in one line instead of Hydra's several."""
+def check_overrides(command: str, overrides: Sequence[str], sweep: bool = False) -> None:
+    """Compose once beforehand, so that a wrong override ends in one line instead of Hydra's several; of a sweep its first job."""
     try:
         with initialize_config_module(CONF, version_base="1.3"):
-            compose(command, overrides=list(overrides), return_hydra_config=True)
+            compose(command, overrides=first_of(overrides) if sweep else list(overrides), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         message = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
         fail(f"{message} (see `mmsched {command} --help`)")
+
+
+def first_of(overrides: Sequence[str]) -> list[str]:
+    """The first value of each ``key=a,b``; a ``key=interval(a, b)``, which only a sweeper can choose from, is left out."""
+    parsed = [o for o in OverridesParser.create().parse_overrides(list(overrides)) if not o.is_interval_sweep()]
+    return [
+        f"{o.get_key_element()}={next(o.sweep_string_iterator())}" if o.is_sweep_override() else str(o.input_line)
+        for o in parsed
+    ]
 
 
 def composed(config_name: str, overrides: Sequence[str], command: str) -> DictConfig:

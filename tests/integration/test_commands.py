@@ -99,6 +99,11 @@ BAD = {
     "unknown group option": (["evaluate", "cluster=nope"], "nope"),
     "unknown key": (["evaluate", "clutser.gpus=[x]"], "clutser"),
     "wrong type": (["evaluate", "limits.queue=many"], "limits.queue is 'many'; accepted: a whole number"),
+    "unknown key of a sweep": (["evaluate", "-m", "clutser=1,2"], "Could not override 'clutser'"),
+    "unknown group option of a sweep": (
+        ["evaluate", "-m", "seed=1,2", "cluster=nope"],
+        "Could not find 'cluster/nope'",
+    ),
     "out of range": (["evaluate", "workload.rate_per_s=-1"], "workload.rate_per_s"),
     "nan": (["evaluate", "workload.rate_per_s=.nan"], "workload.rate_per_s"),
     "no episodes": (["evaluate", "episodes=0"], "episodes is 0"),
