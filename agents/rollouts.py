@@ -22,7 +22,7 @@ from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from mmsched_env.config import EnvConfig
 from mmsched_env.core import Simulation, Snapshot
 from mmsched_env.env import draw_episode
-from mmsched_env.imagine import imagined_worlds
+from mmsched_env.imagine import imagined_worlds, near_world
 from mmsched_env.observation import MASK_KEY
 
 from .config import ImprovementConfig
@@ -120,14 +120,7 @@ class Explorer:
         horizon_s, worlds = self.settings.horizon_s, self.settings.worlds
         if worlds:
             return imagined_worlds(self.source, worlds, horizon_s, self.settings.sigma, self._imagination, env)
-        now = self.source.snapshot(env)
-        until = float(now.state["now"][0]) + horizon_s
-        count = max(
-            int(now.state["num_arrived"][0]) + 1, int(np.searchsorted(now.requests["arrival_s"], until, "right"))
-        )
-        count = min(count, len(now.requests))
-        now.state["num_requests"] = count
-        return [dataclasses.replace(now, requests=now.requests[:count])]
+        return [near_world(self.source, horizon_s, env)]
 
     def _roll(
         self, states: list[tuple[list[Snapshot], NDArray[np.int64]]], observations: list[dict[str, NDArray[Any]]]

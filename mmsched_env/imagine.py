@@ -2,7 +2,7 @@
 
 Hidden are true output lengths, requests to come and true memory footprints. Lengths are drawn from their predictions,
 given the tokens produced so far; arrivals from the observed rates, each looking like one of its model seen before.
-`true_world` keeps the facts instead: for bounds, never for policies.
+`near_world` and `true_world` keep the facts instead: for rollouts in training and for bounds, never for policies.
 """
 
 from __future__ import annotations
@@ -73,18 +73,22 @@ def imagined_worlds(
     return worlds
 
 
-def true_world(simulation: Simulation, horizon_s: float) -> Snapshot:
-    """Environment 0 of `simulation` with the arrivals of the next `horizon_s` as they will come, and true lengths as
-    predictions."""
-    seen = simulation.snapshot(0)
+def near_world(simulation: Simulation, horizon_s: float, env: int = 0) -> Snapshot:
+    """Environment `env` of `simulation` with the arrivals of the next `horizon_s` as they will come."""
+    seen = simulation.snapshot(env)
     until = float(seen.state["now"][0]) + horizon_s
     # the next arrival belongs to it however late, or waiting for it could be waiting for ever
     count = max(int(seen.state["num_arrived"][0]) + 1, int(np.searchsorted(seen.requests["arrival_s"], until, "right")))
-    requests = copy_records(seen.requests[:count])
-    requests["predicted_tokens"] = requests["output_tokens"]
+    return _world(seen, seen.state, seen.requests[:count])
+
+
+def true_world(simulation: Simulation, horizon_s: float) -> Snapshot:
+    """The same, with true lengths as predictions, of environment 0."""
+    world = near_world(simulation, horizon_s)
+    world.requests["predicted_tokens"] = world.requests["output_tokens"]
     for hidden in ("slo_ttft_s", "slo_e2e_s", "unloaded_s"):
-        requests[f"predicted_{hidden}"] = requests[hidden]
-    return _world(seen, seen.state, requests)
+        world.requests[f"predicted_{hidden}"] = world.requests[hidden]
+    return world
 
 
 def _world(seen: Snapshot, state: NDArray[np.void], requests: NDArray[np.void]) -> Snapshot:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ..config import env_config
+from ..config import EnvConfig, env_config
 from ..core import Simulation
 from ..evaluation.policies import make_policy
 from ..evaluation.rollout import run_episode
@@ -26,7 +26,6 @@ WORDS = {
     Activity.UNLOADING: "unloading",
     Activity.RESIZING: "changing level",
 }
-KEYS = ("cluster", "models", "limits", "sim", "reward", "workload")
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,8 @@ class Played:
 
 def play(run: Run, scenario: str, policies: Sequence[str], episode: int = 0) -> list[Played]:
     """The same trace under each policy: the run's configuration and seed give it again."""
-    config = env_config({key: value for key, value in run.config(scenario).items() if key in KEYS})
+    parts = {field.name for field in fields(EnvConfig)}
+    config = env_config({key: value for key, value in run.config(scenario).items() if key in parts})
     seed = seed_of(run.summary["split"], run.summary["seed"]) + episode
     trace = config.workload.sample(seed, config.models.names)
     played = []

@@ -155,7 +155,7 @@ def number_field(name: str, rising: bool = False) -> Numbers:
 
 def token_field(min_tokens: int) -> Numbers:
     """Field for lengths; zero is refused unless `min_tokens` says what it becomes (see `ReplayConfig`)."""
-    accepted = "a whole number >= 1 (workload.min_tokens=1 turns zeros into ones)"
+    accepted = "a whole number >= 1, below 2^31 (workload.min_tokens=1 turns zeros into ones)"
     return Numbers(Column(np.int32, 0 if min_tokens else 1, accepted))
 
 

@@ -44,19 +44,21 @@ class Column:
 COLUMNS: dict[str, Column] = {
     "arrival_s": Column(np.float64, 0, "seconds >= 0"),
     "model": Column(np.int32, 0, "an index into model_names"),
-    "prompt_tokens": Column(np.int32, 1, "a whole number >= 1"),
-    "image_tokens": Column(np.int32, 0, "a whole number >= 0"),
-    "max_tokens": Column(np.int32, 1, "a whole number >= output_tokens"),
-    "output_tokens": Column(np.int32, 1, "a whole number >= 1"),
+    "prompt_tokens": Column(np.int32, 1, "a whole number >= 1, below 2^31"),
+    "image_tokens": Column(np.int32, 0, "a whole number >= 0, below 2^31"),
+    "max_tokens": Column(np.int32, 1, "a whole number >= output_tokens, below 2^31"),
+    "output_tokens": Column(np.int32, 1, "a whole number >= 1, below 2^31"),
     "predicted_tokens": Column(np.float32, 1, "a number >= 1"),
     "slo_class": Column(np.int32, 0, "an index into class_names"),
     "weight": Column(np.float32, 0, "a number > 0", exclusive=True),
-    "tenant": Column(np.int32, 0, "a whole number >= 0"),
+    "tenant": Column(np.int32, 0, "a whole number >= 0, below 2^31"),
     "slo_scale": Column(np.float32, 0, "a number > 0", exclusive=True),
     "slo_ttft_s": Column(np.float64, 0, "seconds > 0, or NaN for none", exclusive=True, nan_ok=True),
     "slo_e2e_s": Column(np.float64, 0, "seconds > 0, or NaN for none", exclusive=True, nan_ok=True),
 }
 """every column of a trace, in the order of the fields below and of our CSV format"""
+LONGEST_S = 1e8
+"""three years: no record is longer, and what counts arrivals by the second would need all memory"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,6 +175,8 @@ class RequestTrace:
     def _validate_relations(self, where: str, first_row: int) -> None:
         late = np.append(False, np.diff(self.arrival_s) < 0)
         _refuse(late, self.arrival_s, "arrival_s", "times sorted from early to late", where, first_row)
+        far = self.arrival_s - self.arrival_s[0] > LONGEST_S
+        _refuse(far, self.arrival_s, "arrival_s", f"at most {LONGEST_S:g} s after the first", where, first_row)
         _below(self.model, len(self.model_names), "model", "model_names", where, first_row)
         _below(self.slo_class, len(self.class_names), "slo_class", "class_names", where, first_row)
         over = self.output_tokens > self.max_tokens

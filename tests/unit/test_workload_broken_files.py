@@ -30,6 +30,8 @@ def gz(content: bytes, cut: int = 0) -> bytes:
 KINDS: dict[str, tuple[str, str, bytes, str]] = {
     "not a number": ("file", "x.csv", OWN + ROW + b"1,a,nan,5\n", "row 3: prompt_tokens is 'nan'; accepted: a whole"),
     "infinite": ("file", "x.csv", OWN + ROW + b"inf,a,1,5\n", "row 3: arrival_s is 'inf'; accepted: seconds"),
+    "years away": ("file", "x.csv", OWN + ROW + b"1e308,a,1,5\n", "arrival_s is 1e.308; accepted: at most 1e.08 s after"),
+    "more than 32 bits": ("file", "x.csv", OWN + b"0,a,3e9,5\n", "'3e9'; accepted: a whole number >= 1, below 2.31"),
     "too large a number": ("file", "x.csv", OWN + b"0,a,1e300,5\n", "row 2: prompt_tokens is '1e300'"),
     "negative": ("file", "x.csv", OWN + ROW + b"1,a,1,-5\n", "row 3: output_tokens is '-5'"),
     "fraction of a token": ("file", "x.csv", OWN + b"0,a,1.5,5\n", "row 2: prompt_tokens is '1.5'"),
