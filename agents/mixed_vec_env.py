@@ -77,5 +77,7 @@ class MixedVecEnv(VecEnv):
 
 
 def _joined(parts: Sequence[Any]) -> dict[str, NDArray[Any]]:
-    """Observations one after the other; copies."""
+    """Observations one after the other; of a single part its own."""
+    if len(parts) == 1:
+        return dict(parts[0])
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
