@@ -121,6 +121,7 @@ BAD = {
     "missing trace file": (["evaluate", "workload=arena27", "workload.path=none.csv"], "none.csv"),
     "broken trace file": (["evaluate", "workload=arena27", "workload.path=broken.csv"], "broken.csv"),
     "missing checkpoint": (["evaluate", "policies=[none.zip]"], "none.zip"),
+    "not a zip of Stable-Baselines3": (["evaluate", "policies=[{name: broken.zip, sb3: true}]"], "broken.zip"),
     "not a checkpoint": (["evaluate", "policies=[broken.zip]"], "broken.zip"),
     "model that fits nowhere": (
         [
