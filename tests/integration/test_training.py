@@ -187,6 +187,14 @@ def test_resume_refuses_another_number_of_environments_or_other_ones(tmp_path):
         train(configuration(tmp_path, resume=True, envs=(ENV, ENV)))
 
 
+def test_resume_says_which_setting_of_the_agent_is_another(tmp_path, capsys):
+    train(configuration(tmp_path))
+    train(configuration(tmp_path, resume=True))
+    assert "another than" not in capsys.readouterr().err
+    train(configuration(tmp_path, resume=True, agent=dataclasses.replace(AGENT, clip_range=0.3)))
+    assert "resume: agent.clip_range is another than the run began with\n" in capsys.readouterr().err
+
+
 def test_resume_refuses_other_groups_of_traces(tmp_path):
     train(configuration(tmp_path))
     with pytest.raises(ConfigError, match=r"agent.common_traces=1, not 2; accepted: 1"):
