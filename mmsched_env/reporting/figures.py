@@ -30,15 +30,18 @@ def leaderboard(run: Run, scenario: str) -> Figure:
     figure, (left, right) = _axes(2, height=0.9 + 0.32 * len(policies))
     rows = np.arange(len(policies))[::-1]
     found = [result["mean"][p]["mean_e2e_ms"] for p in policies]
-    means = [np.nan if mean is None else mean / 1e3 for mean in found]  # None: no request was finished
+    means = [0.0 if mean is None else mean / 1e3 for mean in found]  # None: no request was finished
     left.barh(rows, means, color=_colours(len(policies)))
-    for y, value in zip(rows, means, strict=True):
-        left.text(value, y, f" {value:.1f}", va="center", fontsize=8, color=INK)
+    for y, value, mean in zip(rows, means, found, strict=True):
+        words = " none finished" if mean is None else f" {value:.1f}"
+        left.text(value, y, words, va="center", fontsize=8, color=INK)
     left.set_yticks(rows, policies)
     left.set_xlabel("mean E2E, s")
     left.margins(x=0.15)
     for y, policy, colour in list(zip(rows, policies, _colours(len(policies)), strict=True))[1:]:
         d = result["mean_e2e_ms_difference"][policy]
+        if d["mean"] is None:
+            continue
         low, high = (d["mean"] if d[key] is None else d[key] for key in ("low", "high"))
         right.plot([low / 1e3, high / 1e3], [y, y], color=colour, linewidth=2)
         right.plot(d["mean"] / 1e3, y, "o", color=colour)
@@ -92,7 +95,7 @@ def fairness(run: Run, scenario: str) -> Figure:
     figure, axes = _axes(len(keys))
     policies = run.policies
     for ax, key in zip(axes, keys, strict=True):
-        table = run.of(scenario).pivot_table("slowdown", key, "policy", "mean")[policies]
+        table = run.of(scenario).groupby([key, "policy"])["slowdown"].mean().unstack().reindex(columns=policies)
         width = 0.8 / len(policies)
         for at, (policy, colour) in enumerate(_each(run)):
             ax.bar(
@@ -105,7 +108,8 @@ def fairness(run: Run, scenario: str) -> Figure:
         ax.set_xticks(
             range(len(table)), [_name(run, scenario, key, int(value)) for value in table.index], rotation=30, ha="right"
         )
-        ax.set_yscale("log")
+        if table.notna().any(axis=None):
+            ax.set_yscale("log")
         ax.yaxis.set_major_formatter(_PLAIN)
         ax.yaxis.set_minor_formatter(_PLAIN)
         ax.set_title(key, fontsize=9, loc="left")

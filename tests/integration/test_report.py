@@ -109,3 +109,14 @@ def test_a_browser_draws_it(page: Path, tmp_path: Path) -> None:
     assert "Uncaught" not in done.stderr
     assert "main-svg" in done.stdout, "the timelines are not drawn"
     assert done.stdout.count('class="trace bars"') > 5
+
+
+@pytest.mark.parametrize("policies", [["random"], ["random", "fcfs"]])
+def test_policies_that_finish_nothing_have_a_page(policies: list[str], tmp_path: Path) -> None:
+    """Cut off after five decisions; no table or picture has a figure to show, and none fails for it."""
+    short = ["workload.num_requests=25", "episodes=2", "sim.max_steps=5", "out=run"]
+    assert mmsched("evaluate", f"policies=[{','.join(policies)}]", *short, cwd=tmp_path).returncode == 0
+    done = mmsched("report", "run", cwd=tmp_path)
+    assert done.returncode == 0 and "Warning" not in done.stderr, done.stderr
+    text = (tmp_path / "run/report/report.html").read_text()
+    assert all(f"<td>{policy}</td>" in text for policy in policies)
