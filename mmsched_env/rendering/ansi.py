@@ -32,7 +32,7 @@ class _View:
     def __init__(self, simulation: Simulation, env: int) -> None:
         self.state: Any = simulation.state[env]
         self.params: Any = simulation.params[0]
-        self.seen: dict[str, Any] = {block: rows[env] for block, rows in simulation.current.records.items()}
+        self.seen: Any = simulation.current.records[env]
         self.slots = simulation.dims.S
         self.seats = simulation.dims.B
         cluster = simulation.config.cluster
