@@ -66,7 +66,7 @@ class BatchView:
         self.rules = [BatchRule(name, simulation) for name in advisers]
 
     def observation(self) -> dict[str, NDArray[Any]]:
-        """The observation now (N, ...); views of the current buffer, the advice apart."""
+        """The observation now (N, ...); views that the next step overwrites, the advice apart."""
         return self.completed(self.simulation.current.observation())
 
     def completed(self, observation: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -107,7 +107,7 @@ class ServingSB3VecEnv(VecEnv):
         return self.view.completed(observation), (rewards - self.change_cost * changes).astype(np.float32), done, out
 
     def observation(self) -> dict[str, NDArray[Any]]:
-        """The observation now."""
+        """The observation now; blocks and mask are views, overwritten by the next step."""
         return self.view.observation()
 
     def _without_advice(self, final: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
